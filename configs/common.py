@@ -1,0 +1,139 @@
+"""What configs are made of: variants, and the fragments that they name."""
+
+from ml_collections import ConfigDict
+
+from unipt_jax.errors import UserError
+
+AXES = {
+    "tower": ("vit_b16", "deit_s16"),
+    "recipe": ("paper", "released"),
+    "set": ("luperson", "synthetic"),
+}
+
+
+def parse(variant: str, axes: dict[str, tuple[str, ...]] = AXES) -> dict[str, str]:
+    """ "released,deit_s16" -> {"recipe": "released", "tower": "deit_s16"}.
+
+    At most one name an axis. Raises UserError for a name that is not known.
+    """
+    chosen: dict[str, str] = {}
+    known = ["quickstart", *(name for names in axes.values() for name in names)]
+    for name in filter(None, variant.split(",")):
+        axis = next((a for a, names in axes.items() if name in names), None)
+        if axis is None:
+            raise UserError(
+                f"unknown variant '{name}'; the variants are {', '.join(known)}"
+                + ("; quickstart stands alone" if name == "quickstart" else "")
+            )
+        if axis in chosen:
+            raise UserError(
+                f"variants '{chosen[axis]}' and '{name}' are both a {axis}; name one"
+            )
+        chosen[axis] = name
+    return chosen
+
+
+def vit(features: int, layers: int, heads: int, **more) -> ConfigDict:
+    """An image tower; the paper's images are 384x128."""
+    fields = dict(
+        height=384,
+        width=128,
+        patch=(16, 16),
+        features=features,
+        layers=layers,
+        heads=heads,
+        hidden=4 * features,
+        distillation=False,
+        dropout=0.1,
+        attention_dropout=0.0,
+        norm_eps=1e-12,
+        remat="none",
+        attention="xla",
+    )
+    return ConfigDict(fields | more)
+
+
+def bert(features: int, layers: int, heads: int, **more) -> ConfigDict:
+    """A text tower."""
+    fields = dict(
+        positions=512,
+        features=features,
+        layers=layers,
+        heads=heads,
+        hidden=4 * features,
+        dropout=0.1,
+        attention_dropout=0.1,
+        norm_eps=1e-12,
+        remat="none",
+        attention="xla",
+    )
+    return ConfigDict(fields | more)
+
+
+def model(tower: str) -> ConfigDict:
+    """The dual encoder; both towers meet in a space as wide as the image tower."""
+    image = {
+        "vit_b16": vit(768, 12, 12),
+        "deit_s16": vit(384, 12, 6, distillation=True, norm_eps=1e-6),
+    }[tower]
+    return ConfigDict(
+        dict(
+            image=image,
+            text=bert(768, 12, 12),
+            embedding=image.features,
+            pool_padding=False,
+            pool_special=True,
+            temperature="none",
+            temperature_init=0.07,
+            mlm_tied=True,
+            dtype="bfloat16",
+        )
+    )
+
+
+def training() -> ConfigDict:
+    """The fields that every training config has, as the paper sets them."""
+    return ConfigDict(
+        dict(
+            seed=0,
+            epochs=15,
+            steps=0,  # 0: as many as `epochs` give
+            batch_size=512,
+            lr=1e-5,
+            warmup=0.1,  # share of the steps
+            decay="linear",
+            optimiser=dict(
+                betas=(0.9, 0.98),
+                eps=1e-8,
+                weight_decay=0.01,
+                clip=0.0,
+                groups=(("", 1.0),),  # (pattern of paths, factor on the rate)
+            ),
+            pixels=dict(mean=0.5, std=0.5, flips=True, shift=0),
+            data=dict(
+                records="data/luperson",
+                split="pretrain",
+                captions="data/luperson/captions",
+                sample="image",
+                lengths=(32, 48, 64, 100),
+                threads=8,
+                buffer=4,
+                cache=False,
+            ),
+            tokenizer="bert-base-uncased",
+            init=dict(image="", text=""),  # "": random
+            evaluate=dict(records="", val="", test="", batch_size=256),
+            every=dict(report=50, evaluate=0, save=1000),
+            keep=1,
+            mesh=dict(data=0, fsdp=1),  # data=0: all devices that fsdp leaves
+        )
+    )
+
+
+def synthetic(config: ConfigDict) -> None:
+    """Reads the embedded persons (`python -m data_prep.build synthetic`)."""
+    config.data.records = "data/synthetic"
+    config.data.captions = "data/synthetic/captions"
+    config.tokenizer = "data/synthetic/tokenizer"
+    config.evaluate.val = "val"
+    config.evaluate.test = "test"

@@ -1,0 +1,65 @@
+"""Pre-training: `configs/pretrain.py[:tower,recipe,set]`, or `:quickstart`.
+
+Without a variant: the paper's recipe, ViT-B/16 and BERT-base, on LUPerson.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The locked config of a variant."""
+    if variant == "quickstart":
+        return quickstart()
+    chosen = common.parse(variant)
+    config = common.training()
+    config.job = "pretrain"
+    config.recipe = chosen.get("recipe", "paper")
+    config.model = common.model(chosen.get("tower", "vit_b16"))
+    config.loss = ConfigDict(dict(contrastive=1.0, mlm=1.0))
+    config.mlm = ConfigDict(dict(rate=0.15, whole_words=False))
+    if config.recipe == "released":
+        released(config)
+    if chosen.get("set") == "synthetic":
+        common.synthetic(config)
+    return config.lock()
+
+
+def released(config: ConfigDict) -> None:
+    """What the released code does where the paper says nothing (METHOD.md, section 2).
+
+    Its local negatives, 64 a GPU, come from a batch that is not gathered; here they
+    are those of the global batch.
+    """
+    config.model.pool_padding = True
+    config.model.mlm_tied = False
+    config.mlm.whole_words = True
+    config.data.lengths = (100,)  # padding takes part in the maximum: one length
+
+
+def quickstart() -> ConfigDict:
+    """A pair small enough for two cores and a few minutes, on the embedded persons."""
+    config = get_config("synthetic").unlock()
+    config.recipe = "quickstart"
+    config.model.image = common.vit(
+        96, 3, 4, height=96, width=32, patch=(16, 8), dropout=0.0, norm_eps=1e-6
+    )
+    config.model.text = common.bert(
+        96, 2, 4, positions=64, dropout=0.0, attention_dropout=0.0
+    )
+    config.model.embedding = 128
+    config.model.temperature = "learned"
+    config.model.dtype = "float32"
+    config.batch_size = 128
+    config.steps = 2000
+    config.lr = 2.5e-3
+    config.decay = "cosine"
+    config.optimiser.clip = 1.0
+    config.pixels.shift = 3
+    config.data.lengths = (32, 48, 64)
+    config.data.threads = 1
+    config.data.cache = True
+    config.every.evaluate = 500
+    config.every.save = 500
+    return config.lock()

@@ -1,0 +1,231 @@
+"""Builds a set of synthetic pedestrians with texts, to learn and to test on.
+
+In: a number of test identities and a seed. Out: one folder with person records (splits
+`pretrain`, `train`, `val`, `test`), `captions/` (pseudo captions of `pretrain`) and
+`tokenizer/` (a WordPiece vocabulary of their words, as transformers opens it).
+"""
+
+import collections
+import contextlib
+import dataclasses
+import json
+import multiprocessing
+import os
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import tokenizers
+from etils import epath
+
+from data_prep import synthetic_draw as draw
+from data_prep import synthetic_people as people
+from data_prep import synthetic_pseudo as pseudo
+from data_prep import synthetic_text as text
+from unipt_jax.data.records import (
+    UNKNOWN,
+    CaptionRecord,
+    PersonRecord,
+    contiguous_labels,
+    write_set,
+)
+from unipt_jax.errors import UserError
+
+VERSION = 1
+SPLITS = ("test", "val", "train", "pretrain")
+IMAGES = 4  # of one identity, each from a camera of its own
+CAPTIONS = 2  # of one annotated image
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+VOCABULARY = 1200  # the most tokens; the words used are fewer
+
+
+@dataclasses.dataclass(frozen=True)
+class Shot:
+    """One image before it is drawn. key: what all its random numbers derive from."""
+
+    split: str
+    identity: int
+    person_id: int
+    key: tuple[int, ...]
+    person: people.Person
+    view: people.View
+
+    @property
+    def image_id(self) -> str:
+        return f"{self.split}/{self.identity:05d}_c{self.view.camera}"
+
+    @property
+    def attributes(self) -> dict[str, str]:
+        return people.attributes(self.person, self.view)
+
+
+def sizes(identities: int, pretrain_images: int = 0) -> dict[str, int]:
+    """Split name -> number of images. pretrain_images: 0 means 24 an identity."""
+    return {
+        "test": identities * IMAGES,
+        "val": max(1, round(0.4 * identities)) * IMAGES,
+        "train": max(1, round(0.5 * identities)) * IMAGES,
+        "pretrain": pretrain_images or 24 * identities,
+    }
+
+
+def shots(split: str, count: int, *, seed: int, first_id: int = 0) -> Iterator[Shot]:
+    """The first `count` images of a split, identity by identity, not drawn yet.
+
+    first_id: the person id of the split's first identity.
+    """
+    for index in range(count):
+        identity, image = divmod(index, IMAGES)
+        key = (seed, SPLITS.index(split), identity)
+        if image == 0:
+            rng = np.random.default_rng((*key, 0))
+            person = people.draw_person(rng)
+            cameras = rng.permutation(people.CAMERAS)
+        rng = np.random.default_rng((*key, 1, image))
+        view = people.draw_view(rng, person, int(cameras[image]))
+        yield Shot(split, identity, first_id + identity, (*key, 2, image), person, view)
+
+
+def captions(shot: Shot) -> tuple[str, ...]:
+    """What annotators write about the image."""
+    return text.annotations(shot.attributes, seed=(*shot.key, 3), count=CAPTIONS)
+
+
+def pseudo_record(shot: Shot) -> CaptionRecord:
+    """What a caption generator would say of the image, with its mistakes."""
+    caption, evidence = pseudo.pseudo_caption(shot.attributes, seed=(*shot.key, 4))
+    return CaptionRecord(shot.image_id, (caption,), evidence)
+
+
+def _images(
+    shots: Iterable[Shot], height: int, width: int, workers: int
+) -> Iterator[bytes]:
+    """The shots as JPEG files, in their order, whatever the number of workers."""
+    jobs = ((shot.person, shot.view, shot.key, height, width) for shot in shots)
+    if workers == 1:
+        yield from map(draw.jpeg, jobs)
+        return
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        yield from pool.imap(draw.jpeg, jobs, chunksize=32)
+
+
+def _records(
+    split: str, shots: list[Shot], images: Iterator[bytes]
+) -> Iterator[PersonRecord]:
+    known = split != "pretrain"
+    ids = [shot.person_id if known else UNKNOWN for shot in shots]
+    labels = contiguous_labels(ids) if split == "train" else [UNKNOWN] * len(shots)
+    for shot, person_id, label in zip(shots, ids, labels):
+        yield PersonRecord(
+            image=next(images),
+            image_id=shot.image_id,
+            file_path=f"{shot.image_id}.jpg",
+            person_id=person_id,
+            label=label,
+            captions=captions(shot) if known else (),
+            attributes=shot.attributes,
+        )
+
+
+def wordpieces(texts: Iterable[str], size: int) -> list[str]:
+    """A WordPiece vocabulary of at most `size`, special tokens first.
+
+    Merges the commonest pair of neighbouring pieces, again and again, as the trainer of
+    `tokenizers` does; that one breaks ties by chance, this one by the alphabet.
+    """
+    split = tokenizers.pre_tokenizers.BertPreTokenizer().pre_tokenize_str
+    counts = collections.Counter(
+        word for text in texts for word, _ in split(text.lower())
+    )
+    words = {w: [w[0], *(f"##{letter}" for letter in w[1:])] for w in counts}
+    pieces = {piece for spelt in words.values() for piece in spelt}
+    while len(pieces) < size - len(SPECIAL):
+        pairs: collections.Counter = collections.Counter()
+        for word, spelt in words.items():
+            for pair in zip(spelt, spelt[1:]):
+                pairs[pair] += counts[word]
+        if not pairs:
+            break
+        left, right = best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merged = left + right.removeprefix("##")
+        pieces.add(merged)
+        for spelt in words.values():
+            for at in range(len(spelt) - 2, -1, -1):
+                if tuple(spelt[at : at + 2]) == best:
+                    spelt[at : at + 2] = [merged]
+    return [*SPECIAL, *sorted(pieces)]
+
+
+def write_tokenizer(folder: str | os.PathLike, texts: Iterable[str]) -> None:
+    """Writes a vocabulary of the texts as BERT's is written, for transformers to open."""
+    folder = epath.Path(folder)
+    folder.mkdir(parents=True)
+    pieces = wordpieces(texts, VOCABULARY)
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    tokenizer = tokenizers.BertWordPieceTokenizer(vocabulary, lowercase=True)
+    (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in pieces))
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True))
+    config = {
+        "tokenizer_class": "BertTokenizer",
+        "do_lower_case": True,
+        "model_max_length": 512,
+        **{f"{token[1:-1].lower()}_token": token for token in SPECIAL},
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
+
+
+def build(
+    out: str | os.PathLike,
+    *,
+    identities: int = 250,
+    seed: int = 0,
+    height: int = 192,
+    width: int = 64,
+    workers: int | None = None,
+    pretrain_images: int = 0,
+) -> None:
+    """Writes the whole set to `out`, or nothing.
+
+    identities: of the test split; `sizes` says what follows from it. height, width: of
+    the images, in pixels. workers: processes that draw, None for one a core; the set
+    is the same for any number. pretrain_images: 0 means 24 an identity.
+    Raises `UserError` for a value that makes no set, and where `out` exists already.
+    """
+    if identities < 1 or height < 16 or width < 8 or pretrain_images < 0:
+        raise UserError(
+            f"identities {identities}, size {height}x{width}, pretrain_images "
+            f"{pretrain_images}: identities must be 1 or more, the size 16x8 pixels or "
+            "more, pretrain_images 0 (24 an identity) or more"
+        )
+    plan, first_id = {}, 0
+    for split, count in sizes(identities, pretrain_images).items():
+        plan[split] = list(shots(split, count, seed=seed, first_id=first_id))
+        first_id += -(-count // IMAGES)
+    everything = [shot for split in plan.values() for shot in split]
+    workers = workers or len(os.sched_getaffinity(0))
+    images = _images(everything, height, width, workers)
+    splits = {name: _records(name, plan[name], images) for name in plan}
+    metadata = {
+        "name": "synthetic",
+        "version": VERSION,
+        "seed": seed,
+        "identities": identities,
+        "height": height,
+        "width": width,
+        "counts": {name: len(split) for name, split in plan.items()},
+    }
+
+    def extras(folder: epath.Path) -> None:
+        machine = [pseudo_record(shot) for shot in plan["pretrain"]]
+        said = {"made_by": "data_prep.synthetic_pseudo", "corrupted": pseudo.CORRUPTED}
+        write_set(
+            folder / "captions",
+            CaptionRecord,
+            {"pretrain": machine},
+            metadata=metadata | said,
+        )
+        texts = [text for record in machine for text in record.captions]
+        texts += [text for shot in plan["train"] for text in captions(shot)]
+        write_tokenizer(folder / "tokenizer", texts)
+
+    with contextlib.closing(images):
+        write_set(out, PersonRecord, splits, metadata=metadata, extras=extras)

@@ -1,0 +1,1 @@
+"""UniPT in JAX: text-to-image person re-identification."""

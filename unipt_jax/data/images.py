@@ -1,0 +1,66 @@
+"""Pictures as they come in, upright RGB out: on the host, with PIL."""
+
+import io
+
+import numpy as np
+from PIL import Image, ImageOps
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """RGB, turned as its EXIF orientation says; transparency is laid on white."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "RGB":
+        return image
+    if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):  # 16-bit and float greyscale
+        values = np.asarray(image, np.float32)
+        top = 65535.0 if image.mode != "F" else max(float(values.max()), 1e-6)
+        image = Image.fromarray((values * (255 / top)).clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def resize(image: Image.Image, height: int, width: int) -> np.ndarray:
+    """(height, width, 3) uint8: bicubic with antialiasing, the shape not kept.
+
+    Squeezing the whole crop, rather than cutting it, is what the field does.
+    """
+    image = upright_rgb(image)
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(image)
+
+
+def decode(encoded: bytes, height: int, width: int) -> np.ndarray:
+    """An encoded file -> (height, width, 3) uint8. Raises OSError if it is damaged."""
+    with Image.open(io.BytesIO(encoded)) as image:
+        return resize(image, height, width)
+
+
+def as_stored(encoded: bytes) -> bytes:
+    """The file itself where any reader shows it as upright RGB, else a JPEG that is.
+
+    A plain RGB JPEG or PNG without an EXIF turn passes unchanged; the rest is written
+    anew at quality 95. Raises OSError if the file is damaged or no picture.
+    """
+    with Image.open(io.BytesIO(encoded)) as image:
+        image.load()
+        turned = image.getexif().get(0x0112, 1) != 1
+        if image.format in ("JPEG", "PNG") and image.mode == "RGB" and not turned:
+            if not image.has_transparency_data:
+                return encoded
+        out = io.BytesIO()
+        upright_rgb(image).save(out, "JPEG", quality=95)
+        return out.getvalue()
+
+
+def thumbnail(encoded: bytes, height: int = 256) -> bytes:
+    """A JPEG of at most this height, for pages."""
+    with Image.open(io.BytesIO(encoded)) as image:
+        small = upright_rgb(image)
+    small.thumbnail((4 * height, height))
+    out = io.BytesIO()
+    small.save(out, "JPEG", quality=85)
+    return out.getvalue()

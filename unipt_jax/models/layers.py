@@ -1,0 +1,130 @@
+"""What both towers are made of: dropout, attention, MLP, and the axis letters.
+
+Axis letters, everywhere in the package: B batch, H and W pixels (or patches), N image
+tokens, L text tokens, S tokens of either, D width of a tower, F hidden width of an MLP,
+A attention heads, K width of a head, P width of the shared embedding, V vocabulary,
+M masked positions of a text.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+kernel_init = nn.initializers.xavier_uniform()
+embedding_init = nn.initializers.normal(stddev=0.02)
+
+
+def dropout(key: jax.Array, x: jax.Array, rate: float) -> jax.Array:
+    """Zeroes about `rate` of x and scales the rest so that the mean stays.
+
+    x: (..., D). Draws 16 bits an element, two elements to a 32-bit word, which costs
+    half of what `jax.random.bernoulli` does; the rate that is met (and scaled by) is
+    the nearest multiple of 2^-16. The draw does not depend on how x is sharded.
+    """
+    width = x.shape[-1]
+    keep = round((1 - rate) * 65536)
+    words = jax.random.bits(key, (*x.shape[:-1], (width + 1) // 2), jnp.uint32)
+    halves = jax.lax.bitcast_convert_type(words, jnp.uint16)  # (..., D/2, 2)
+    draw = halves.reshape(*x.shape[:-1], -1)[..., :width]
+    return jnp.where(draw < keep, x * jnp.asarray(65536 / keep, x.dtype), 0)
+
+
+class Dropout(nn.Module):
+    """`dropout` with a key from the "dropout" collection; identity unless training."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        if not train or self.rate == 0:
+            return x
+        return dropout(self.make_rng("dropout"), x, self.rate)
+
+
+class Dense(nn.Dense):
+    """nn.Dense with float32 parameters and the house's initialiser."""
+
+    kernel_init: nn.initializers.Initializer = kernel_init
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; softmax in float32.
+
+    implementation: "xla", or "cudnn" (16-bit floats on an NVIDIA GPU, without dropout
+    on the attention weights).
+    """
+
+    heads: int
+    dropout: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+    implementation: str = "xla"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array | None, train: bool) -> jax.Array:
+        """x: (B, S, D). mask: (B, S), True where a token may be attended to."""
+        b, s, d = x.shape
+        split = (b, s, self.heads, d // self.heads)  # (B, S, D) -> (B, S, A, K)
+        q = Dense(d, dtype=self.dtype, name="query")(x).reshape(split)
+        k = Dense(d, dtype=self.dtype, name="key")(x).reshape(split)
+        v = Dense(d, dtype=self.dtype, name="value")(x).reshape(split)
+        if self.implementation == "xla":
+            y = self._weighted(q, k, v, mask, train)
+        else:
+            if train and self.dropout:
+                raise ValueError(
+                    f"attention '{self.implementation}' has no dropout on its weights; "
+                    "set attention_dropout to 0 or attention to 'xla'"
+                )
+            lengths = None if mask is None else mask.sum(-1).astype(jnp.int32)
+            y = jax.nn.dot_product_attention(
+                q,
+                k,
+                v,
+                key_value_seq_lengths=lengths,
+                implementation=self.implementation,
+            )
+        return Dense(d, dtype=self.dtype, name="out")(y.reshape(b, s, d))
+
+    def _weighted(self, q, k, v, mask, train):
+        q = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
+        logits = jnp.einsum("bsak,btak->bast", q, k, preferred_element_type=jnp.float32)
+        if mask is not None:
+            logits = jnp.where(mask[:, None, None, :], logits, jnp.float32(-1e30))
+        weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+        weights = Dropout(self.dropout, name="dropout_weights")(weights, train)
+        return jnp.einsum("bast,btak->bsak", weights, v)
+
+
+class Mlp(nn.Module):
+    """Dense, GELU (exact, as ViT and BERT have it), Dense."""
+
+    hidden: int
+    dropout: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        h = Dense(self.hidden, dtype=self.dtype, name="fc1")(x)  # (B, S, D) -> (B, S, F)
+        h = jax.nn.gelu(h, approximate=False)
+        h = Dropout(self.dropout, name="dropout_hidden")(h, train)
+        return Dense(x.shape[-1], dtype=self.dtype, name="fc2")(h)
+
+
+REMAT = {
+    "none": None,
+    "block": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def rematerialised(block: type[nn.Module], remat: str) -> type[nn.Module]:
+    """The block's class, recomputing in the backward pass what `remat` does not keep.
+
+    remat: "none" keeps all, "block" keeps a block's input alone, "dots" keeps the
+    outputs of matrix products with weights.
+    """
+    if remat not in REMAT:
+        raise ValueError(f"remat '{remat}' is not one of {', '.join(REMAT)}")
+    if remat == "none":
+        return block
+    return nn.remat(block, static_argnums=(3,), policy=REMAT[remat])

@@ -1,0 +1,138 @@
+"""The dual encoder: pixels and tokens in, unit vectors of one shared space out.
+
+Each tower's token features pass a Dense layer to the shared width (a 1x1 convolution in
+the paper), then a maximum over tokens; the unit vector of that is the embedding.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from unipt_jax.models import bert, layers, vit
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def max_pool(features: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """The maximum over tokens: (B, S, P) -> (B, P); mask (B, S) leaves tokens out."""
+    if mask is not None:
+        lowest = jnp.finfo(features.dtype).min
+        features = jnp.where(mask[..., None], features, lowest)
+    return features.max(axis=1)
+
+
+def unit(x: jax.Array) -> jax.Array:
+    """Rows of length 1, in float32. A row of zeros stays zero, with a zero gradient."""
+    x = x.astype(jnp.float32)
+    square = jnp.sum(x * x, axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
+
+
+class DualEncoder(nn.Module):
+    """A ViT and a BERT with projections to one space, and the MLM head.
+
+    embedding: width P of the shared space. pool_padding: let padding into the maximum
+    over text tokens, as the released code does. pool_special: let the class tokens,
+    [CLS] and [SEP] into the maximum. temperature: "none" (the paper's Eq. 1), "fixed"
+    or "learned"; temperature_init is its value or where it starts. mlm_tied: the MLM
+    head's product is with the token embedding. pad, cls, sep: token ids.
+    """
+
+    image: vit.ViT
+    text: bert.Bert
+    embedding: int
+    pad: int
+    cls: int
+    sep: int
+    pool_padding: bool = False
+    pool_special: bool = True
+    temperature: str = "none"
+    temperature_init: float = 0.07
+    mlm_tied: bool = True
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self) -> None:
+        self.image_projection = layers.Dense(self.embedding, dtype=self.dtype)
+        self.text_projection = layers.Dense(self.embedding, dtype=self.dtype)
+        self.mlm_head = bert.MlmHead(
+            self.text.vocabulary, self.mlm_tied, self.text.norm_eps, self.dtype
+        )
+        if self.temperature not in ("none", "fixed", "learned"):
+            raise ValueError(f"temperature '{self.temperature}' is not one of none, fixed, learned")
+        if self.temperature == "learned":
+            log_scale = jnp.log(jnp.float32(1 / self.temperature_init))
+            self.log_scale = self.param("log_scale", lambda _: log_scale)
+
+    def text_features(self, tokens: jax.Array, train: bool) -> jax.Array:
+        """(B, L) ids -> (B, L, D): the text tower's token features."""
+        return self.text(tokens, tokens != self.pad, train)
+
+    def pool_text(self, features: jax.Array, tokens: jax.Array) -> jax.Array:
+        """(B, L, D) features of (B, L) ids -> (B, P) unit vectors in float32."""
+        mask = jnp.ones(tokens.shape, bool)
+        if not self.pool_padding:
+            mask &= tokens != self.pad
+        if not self.pool_special:
+            mask &= (tokens != self.cls) & (tokens != self.sep)
+        return unit(max_pool(self.text_projection(features), mask))
+
+    def encode_image(self, pixels: jax.Array, train: bool = False) -> jax.Array:
+        """(B, H, W, 3) normalised pixels -> (B, P) unit vectors in float32."""
+        features = self.image(pixels, train)
+        if not self.pool_special:
+            features = features[:, self.image.prefix :]
+        return unit(max_pool(self.image_projection(features), None))
+
+    def encode_text(self, tokens: jax.Array, train: bool = False) -> jax.Array:
+        """(B, L) token ids, padded with `pad` -> (B, P) unit vectors in float32."""
+        return self.pool_text(self.text_features(tokens, train), tokens)
+
+    def mlm_logits(self, features: jax.Array) -> jax.Array:
+        """(..., D) text features -> (..., V) logits in float32."""
+        return self.mlm_head(features, self.text.token_embedding.embedding)
+
+    def scale(self) -> jax.Array:
+        """What cosines are multiplied by before the softmax: one over temperature."""
+        if self.temperature == "learned":
+            return jnp.exp(jnp.minimum(self.log_scale, jnp.log(100.0)))
+        fixed = 1 / self.temperature_init if self.temperature == "fixed" else 1.0
+        return jnp.float32(fixed)
+
+    def __call__(self, pixels: jax.Array, tokens: jax.Array) -> tuple:
+        """Touches every parameter once: for initialisation and tables."""
+        image = self.encode_image(pixels)
+        features = self.text_features(tokens, False)
+        text = self.pool_text(features, tokens)
+        return image, text, self.mlm_logits(features), self.scale()
+
+
+def build(model: Mapping[str, Any], *, vocabulary: int, pad: int, cls: int, sep: int):
+    """The module that a config's `model` section describes. The edge: config ends here.
+
+    vocabulary: number of tokens; pad, cls, sep: their ids in it.
+    """
+    if model["dtype"] not in DTYPES:
+        raise ValueError(f"dtype '{model['dtype']}' is not one of {', '.join(DTYPES)}")
+    dtype = DTYPES[model["dtype"]]
+    image = dict(model["image"])
+    image["patch"] = tuple(image["patch"])
+    head = {k: v for k, v in model.items() if k not in ("image", "text", "dtype")}
+    return DualEncoder(
+        image=vit.ViT(**image, dtype=dtype),
+        text=bert.Bert(**model["text"], vocabulary=vocabulary, dtype=dtype),
+        **head,
+        pad=pad,
+        cls=cls,
+        sep=sep,
+        dtype=dtype,
+    )
+
+
+def initialise(model: DualEncoder, key: jax.Array) -> Any:
+    """Random float32 parameters, drawn the same on any number of devices."""
+    pixels = jnp.zeros((1, model.image.height, model.image.width, 3), jnp.float32)
+    tokens = jnp.full((1, 4), model.cls, jnp.int32)
+    return model.init(key, pixels, tokens)["params"]

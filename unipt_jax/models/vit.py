@@ -1,0 +1,113 @@
+"""Vision Transformer: normalised pixels in, token features out.
+
+Dosovitskiy et al., "An Image is Worth 16x16 Words" (ICLR 2021); DeiT's distillation
+token from Touvron et al. (ICML 2021).
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from unipt_jax.models import layers
+
+
+class Block(nn.Module):
+    """Pre-norm block: x + attention(norm(x)), x + mlp(norm(x))."""
+
+    heads: int
+    hidden: int
+    dropout: float
+    attention_dropout: float
+    norm_eps: float
+    dtype: jnp.dtype
+    attention: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array | None, train: bool) -> jax.Array:
+        y = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="norm1")(x)
+        y = layers.Attention(
+            self.heads,
+            self.attention_dropout,
+            self.dtype,
+            self.attention,
+            name="attention",
+        )(y, mask, train)
+        x = x + layers.Dropout(self.dropout, name="dropout1")(y, train)
+        y = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="norm2")(x)
+        y = layers.Mlp(self.hidden, self.dropout, self.dtype, name="mlp")(y, train)
+        return x + layers.Dropout(self.dropout, name="dropout2")(y, train)
+
+
+class ViT(nn.Module):
+    """ViT at any height x width that the patch divides.
+
+    height, width, patch: in pixels. distillation: adds DeiT's second token, after the
+    class token. Positions are learned for exactly this grid; other grids are resized
+    when weights are loaded.
+    """
+
+    height: int
+    width: int
+    patch: tuple[int, int]
+    features: int
+    layers: int
+    heads: int
+    hidden: int
+    distillation: bool = False
+    dropout: float = 0.1
+    attention_dropout: float = 0.0
+    norm_eps: float = 1e-12
+    remat: str = "none"
+    attention: str = "xla"
+    dtype: jnp.dtype = jnp.float32
+
+    @property
+    def prefix(self) -> int:
+        """Tokens before the first patch: the class token, and the distillation one."""
+        return 2 if self.distillation else 1
+
+    @nn.compact
+    def __call__(self, pixels: jax.Array, train: bool) -> jax.Array:
+        """pixels: (B, H, W, 3), normalised -> (B, N, D), N = prefix + patches."""
+        b, h, w, _ = pixels.shape
+        if (h, w) != (self.height, self.width):
+            raise ValueError(
+                f"images are {h}x{w}, the image tower expects {self.height}x{self.width}"
+            )
+        x = self._patches(pixels.astype(self.dtype))
+        tokens = [self.param("class_token", nn.initializers.zeros, (1, 1, x.shape[-1]))]
+        if self.distillation:
+            tokens.append(
+                self.param("distillation_token", nn.initializers.zeros, tokens[0].shape)
+            )
+        tokens = jnp.concatenate(tokens, 1).astype(self.dtype)
+        tokens = jnp.broadcast_to(tokens, (b, *tokens.shape[1:]))
+        x = jnp.concatenate([tokens, x], axis=1)
+        positions = self.param(
+            "position_embedding", layers.embedding_init, x.shape[1:], jnp.float32
+        )
+        x = x + positions.astype(self.dtype)
+        x = layers.Dropout(self.dropout, name="dropout")(x, train)
+        block = layers.rematerialised(Block, self.remat)
+        for i in range(self.layers):
+            x = block(
+                self.heads,
+                self.hidden,
+                self.dropout,
+                self.attention_dropout,
+                self.norm_eps,
+                self.dtype,
+                self.attention,
+                name=f"block_{i}",
+            )(x, None, train)
+        return nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="norm")(x)
+
+    def _patches(self, x: jax.Array) -> jax.Array:
+        """(B, H, W, 3) -> (B, N, D): a convolution with stride = size, as a product."""
+        b, h, w, c = x.shape
+        ph, pw = self.patch
+        if h % ph or w % pw:
+            raise ValueError(f"patches of {ph}x{pw} do not divide images of {h}x{w}")
+        x = x.reshape(b, h // ph, ph, w // pw, pw, c).transpose(0, 1, 3, 2, 4, 5)
+        x = x.reshape(b, (h // ph) * (w // pw), ph * pw * c)
+        return layers.Dense(self.features, dtype=self.dtype, name="patch_embedding")(x)

@@ -1,0 +1,490 @@
+"""Turns unit embeddings and identities into Rank-k, mAP, mINP and top-k, exactly.
+
+A gallery item's rank is one more than the number of items that score higher, so
+nothing is sorted: a block of queries meets a block of the gallery in one matrix
+product (a tile), and each right answer's score is compared with the whole tile. The
+device gives back two whole numbers a right answer; all else is float64 on the host.
+"""
+
+import functools
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
+
+RANKS = (1, 5, 10)
+QUERY_BLOCK = 256  # queries a device at once
+GALLERY_BLOCK = 65_536  # gallery items at once: a float32 tile is 64 MiB at most
+ORDERS = ("expected", "optimistic", "pessimistic")
+
+
+def evaluate(
+    query: ArrayLike,
+    gallery: ArrayLike,
+    query_ids: ArrayLike,
+    gallery_ids: ArrayLike,
+    *,
+    mesh: Mesh | None = None,
+    block: int = QUERY_BLOCK,
+    gallery_block: int = GALLERY_BLOCK,
+) -> dict[str, float | int]:
+    """Retrieval figures of every query against the whole gallery.
+
+    An item is a right answer where its id equals the query's; similarity is the dot
+    product in float32. For a query with n right answers at ranks r_1 < ... < r_n,
+    Rank-k is whether r_1 <= k, AP the mean of i / r_i (precision at each right answer,
+    averaged: no trapezoid), INP n / r_n; each is averaged over the queries.
+
+    Where a wrong answer scores the same, to the bit, as a right one, the ranks depend
+    on the order among equals. `rank1 rank5 rank10 map minp` are then the exact means
+    over all such orders; `*_optimistic` has right answers first and `*_pessimistic`
+    wrong ones first: no order lies outside these two. Without ties the three coincide.
+
+    Args:
+      query: (Q, D) float, rows of length 1.
+      gallery: (N, D) float, rows of length 1.
+      query_ids: (Q,) integers.
+      gallery_ids: (N,) integers. A query may have any number of right answers. One
+        with none is counted in `without_match` and left out of every mean.
+      mesh: shares the queries among all its devices; the gallery is on each of them.
+        Every process passes the same arrays and gets the same figures.
+      block: queries a device at once.
+      gallery_block: gallery items at once. A gallery larger than this is multiplied
+        twice, so memory grows with block * gallery_block and not with Q * N.
+
+    Returns:
+      In percent: `rank1 rank5 rank10 map minp`, and each with `_optimistic` and with
+      `_pessimistic` behind. Counts: `queries` (all of them), `gallery`,
+      `without_match`, `ties` (queries whose figures depend on the order among equals).
+
+    Raises:
+      ValueError: shapes or types that do not fit, embeddings that are not finite, or
+        no query with a right answer.
+
+    Sources: IRRA, utils/metrics.py, and torchreid, metrics/rank.py, for Rank-k and AP;
+    Ye et al., "Deep Learning for Person Re-identification: A Survey and Outlook"
+    (AGW), for mINP; McSherry and Najork, "Computing Information Retrieval Performance
+    Measures Efficiently in the Presence of Tied Scores", for the means over orders.
+    """
+    query, gallery = np.asarray(query), np.asarray(gallery)
+    _check_embeddings(query, gallery)
+    query_ids = _checked_ids(query_ids, len(query), "query")
+    gallery_ids = _checked_ids(gallery_ids, len(gallery), "gallery")
+    _check_positive(block=block, gallery_block=gallery_block)
+
+    by_id = np.argsort(gallery_ids, kind="stable")  # right answers lie side by side
+    first = np.searchsorted(gallery_ids, query_ids, side="left", sorter=by_id)
+    after = np.searchsorted(gallery_ids, query_ids, side="right", sorter=by_id)
+    amount = after - first  # (Q,) right answers
+    # Queries with as many right answers share a block, so one id with very many
+    # images widens the tables of its own queries only.
+    matched = np.argsort(amount, kind="stable")[np.count_nonzero(amount == 0) :]
+    if not len(matched):
+        raise ValueError(
+            f"none of the {len(query)} queries has its id among the {len(gallery)} "
+            "gallery ids; number the identities of both sides alike"
+        )
+
+    harmonic = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, len(gallery) + 1))])
+    chunks = list(_chunks(gallery, gallery_block, mesh))
+    rows = _rows(len(matched), block, mesh)
+    parts = []
+    for start in range(0, len(matched), rows):
+        chosen = matched[start : start + rows]
+        most = amount[chosen[-1]]
+        column = np.minimum(np.arange(most), amount[chosen, None] - 1)
+        right = by_id[first[chosen, None] + column]  # (B, R), its last one repeated
+        above, level = _ranks(query[chosen], chunks, right, rows, mesh)
+        parts.append(_query_figures(above, level, amount[chosen], harmonic))
+
+    means = 100 * np.concatenate([figures for figures, _ in parts], axis=-1).mean(-1)
+    names = [*(f"rank{k}" for k in RANKS), "map", "minp"]
+    result = {}
+    for order, values in zip(ORDERS, means, strict=True):
+        suffix = "" if order == "expected" else f"_{order}"
+        result |= {
+            name + suffix: float(value)
+            for name, value in zip(names, values, strict=True)
+        }
+    return result | {
+        "queries": len(query),
+        "gallery": len(gallery),
+        "without_match": len(query) - len(matched),
+        "ties": int(sum(np.count_nonzero(tied) for _, tied in parts)),
+    }
+
+
+def top_k(
+    query: ArrayLike,
+    gallery: ArrayLike,
+    k: int,
+    *,
+    block: int = GALLERY_BLOCK,
+    mesh: Mesh | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k best gallery items of every query, best first; of equals the lower index.
+
+    Args:
+      query: (Q, D) float, rows of length 1.
+      gallery: (N, D) float, rows of length 1. A `jax.Array` stays on its device.
+      k: how many, 1 to N.
+      block: gallery items at once.
+      mesh: shares the queries among all its devices; the gallery is on each of them.
+
+    Returns:
+      scores (Q, k) float32 and indices (Q, k) int32 into the gallery.
+
+    Raises:
+      ValueError: shapes that do not fit, embeddings that are not finite, or k outside
+        1 to N.
+    """
+    query = np.asarray(query)
+    gallery = gallery if isinstance(gallery, jax.Array) else np.asarray(gallery)
+    _check_embeddings(query, gallery)
+    _check_positive(k=k, block=block)
+    if k > len(gallery):
+        raise ValueError(
+            f"k {k} must be at most the gallery's size, {len(gallery)}; ask for fewer"
+        )
+
+    chunks = list(_chunks(gallery, block, mesh))
+    rows = _rows(len(query), QUERY_BLOCK, mesh)
+    found = []
+    for start in range(0, len(query), rows):
+        part = _place(_padded(query[start : start + rows], rows), mesh, "rows")
+        best = None
+        for offset, chunk, size in chunks:
+            best = _merge(best, _scores(part, chunk, size), np.int32(offset), k=k)
+            jax.block_until_ready(best)  # or many tiles wait in memory
+        found.append([_fetch(x, mesh)[: len(query) - start] for x in best])
+    scores, indices = (np.concatenate(x) for x in zip(*found, strict=True))
+    return scores, indices
+
+
+# --- on the device -------------------------------------------------------------------
+# A right answer's score must be the same number, to the bit, in both places where it
+# is used: where it is read, and where everything is compared with it. A dot product
+# computed in another way (gathered, or in a block of another shape) differs in the
+# last bit, and the answer miscounts itself. So every score comes from `_scores`, an
+# executable of its own that nothing can fuse with: one tile serves for both where the
+# gallery is one chunk, else the same executable runs twice on the same operands. All
+# chunks are of one shape, so that an item and its copy in another chunk score alike.
+
+
+@jax.jit
+def _scores(
+    query: jax.Array, chunk: jax.Array, size: ArrayLike | None = None
+) -> jax.Array:
+    """(B, D), (M, D) -> the tile (B, M); -inf behind the first `size` columns."""
+    tile = jnp.matmul(
+        query,
+        chunk.T,
+        precision=lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    )
+    if size is None:
+        return tile
+    return jnp.where(jnp.arange(len(chunk)) < size, tile, -jnp.inf)
+
+
+@jax.jit
+def _take(
+    tile: jax.Array, right: jax.Array, offset: ArrayLike, score: jax.Array
+) -> jax.Array:
+    """`score` (B, R), with those read whose index in `right` (B, R) is in this tile."""
+    local = right - offset
+    inside = (local >= 0) & (local < tile.shape[1])
+    read = jnp.take_along_axis(tile, local, axis=1, mode="clip")
+    return jnp.where(inside, read, score)
+
+
+@jax.jit
+def _count(
+    tile: jax.Array, score: jax.Array, most: ArrayLike
+) -> tuple[jax.Array, jax.Array]:
+    """How many of the tile (B, M) are above, and how many not below, `score` (B, R).
+
+    Only the first `most` columns of `score` are counted: R is padded to few sizes, so
+    that few are compiled, and the padding costs nothing.
+    """
+
+    def step(column, counts):
+        one = lax.dynamic_slice_in_dim(score, column, 1, axis=1)  # (B, 1)
+        # Both sums in one pass over the tile: 10 times faster here than two reductions.
+        sums = lax.reduce(
+            ((tile > one).astype(jnp.int32), (tile >= one).astype(jnp.int32)),
+            (jnp.int32(0), jnp.int32(0)),
+            lambda a, b: (a[0] + b[0], a[1] + b[1]),
+            dimensions=(1,),
+        )
+        return tuple(
+            lax.dynamic_update_slice_in_dim(count, new[:, None], column, axis=1)
+            for count, new in zip(counts, sums, strict=True)
+        )
+
+    zeros = jnp.zeros(score.shape, jnp.int32)
+    return lax.fori_loop(0, most, step, (zeros, zeros))
+
+
+@functools.partial(jax.jit, static_argnames="k")
+def _merge(
+    best: tuple[jax.Array, jax.Array] | None,
+    tile: jax.Array,
+    offset: ArrayLike,
+    *,
+    k: int,
+) -> tuple[jax.Array, jax.Array]:
+    """The best of `best` ((B, K) scores, indices) and of the tile (B, M)."""
+    scores, indices = lax.top_k(tile, min(k, tile.shape[1]))
+    indices += offset
+    if best is not None:
+        # `best` is of lower indices and stands first, so it wins among equals.
+        scores = jnp.concatenate([best[0], scores], axis=1)
+        indices = jnp.concatenate([best[1], indices], axis=1)
+        scores, place = lax.top_k(scores, min(k, scores.shape[1]))
+        indices = jnp.take_along_axis(indices, place, axis=1)
+    return scores, indices
+
+
+def _ranks(
+    query: np.ndarray,
+    chunks: list[tuple[int, jax.Array, np.int32 | None]],
+    right: np.ndarray,
+    rows: int,
+    mesh: Mesh | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each right answer, the gallery items above it and those not below it.
+
+    query (B, D) and right (B, R), indices into the gallery -> two of (B, R) int64.
+    """
+    size, most = right.shape
+    width = 16
+    while width < most:
+        width *= 16
+    query = _place(_padded(query, rows), mesh, "rows")
+    table = np.zeros((rows, width), np.int32)
+    table[:size, :most] = right
+    table = _place(table, mesh, "rows")
+    score = _place(np.zeros((rows, width), np.float32), mesh, "rows")
+
+    for offset, chunk, valid in chunks:
+        tile = _scores(query, chunk, valid)
+        score = _take(tile, table, np.int32(offset), score)
+        score.block_until_ready()  # or many tiles wait in memory
+    above, level = np.zeros((2, size, most), np.int64)
+    for _, chunk, valid in chunks:
+        if len(chunks) > 1:
+            tile = _scores(query, chunk, valid)
+        higher, not_lower = _count(tile, score, np.int32(most))
+        above += _fetch(higher, mesh)[:size, :most]
+        level += _fetch(not_lower, mesh)[:size, :most]
+    return above, level
+
+
+def _chunks(
+    gallery: np.ndarray | jax.Array, block: int, mesh: Mesh | None
+) -> Iterator[tuple[int, jax.Array, np.int32 | None]]:
+    """The gallery on the devices in chunks of one shape: offset, (M, D), size.
+
+    The size is how many rows are no padding, or None where there is one chunk only.
+    """
+    total = len(gallery)
+    rows = -(-total // -(-total // block))
+    for start in range(0, total, rows):
+        part, size = gallery, None
+        if rows < total:
+            part = gallery[start : start + rows]
+            size = np.int32(len(part))
+        if len(part) < rows:
+            pad = jnp.pad if isinstance(part, jax.Array) else np.pad
+            part = pad(part, ((0, rows - len(part)), (0, 0)))
+        yield start, _place(part.astype(np.float32, copy=False), mesh, "whole"), size
+
+
+def _rows(queries: int, block: int, mesh: Mesh | None) -> int:
+    """Rows of a block over all devices: as many on each, few sizes to compile."""
+    devices = 1 if mesh is None else mesh.size
+    share = -(-queries // devices)
+    return devices * min(block, -(-share // 8) * 8)
+
+
+def _padded(part: np.ndarray, rows: int) -> np.ndarray:
+    """(B, D) -> (rows, D) float32, filled up with zeros."""
+    result = np.zeros((rows, part.shape[1]), np.float32)
+    result[: len(part)] = part
+    return result
+
+
+def _place(value: np.ndarray | jax.Array, mesh: Mesh | None, where: str) -> jax.Array:
+    """`value`, the same on every process, on the devices: "whole", or its "rows" shared."""
+    if mesh is None:
+        return jnp.asarray(value)
+    spec = PartitionSpec(mesh.axis_names) if where == "rows" else PartitionSpec()
+    sharding = NamedSharding(mesh, spec)
+    if isinstance(value, jax.Array):
+        return jax.device_put(value, sharding)
+    return jax.make_array_from_callback(value.shape, sharding, lambda at: value[at])
+
+
+def _fetch(value: jax.Array, mesh: Mesh | None) -> np.ndarray:
+    """The whole of `value` on the host, of every process."""
+    if mesh is not None:
+        value = jax.device_put(value, NamedSharding(mesh, PartitionSpec()))
+    return np.asarray(value)
+
+
+# --- on the host ---------------------------------------------------------------------
+
+
+def _query_figures(
+    above: np.ndarray, level: np.ndarray, amount: np.ndarray, harmonic: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Counts of right answers -> figures of queries, and whether ties matter to them.
+
+    A right answer's equals are `level - above` items: itself, other right answers and
+    wrong ones. They take the ranks above + 1 to level, in an order that is chance.
+
+    Args:
+      above, level: (B, R) gallery items above each right answer, and not below it.
+      amount: (B,) right answers; the columns behind them are ignored.
+      harmonic: (N + 1,) the n-th harmonic number at n.
+
+    Returns:
+      (orders, figures, B) fractions, as ORDERS by Rank-k of RANKS, AP, INP; (B,) bool.
+    """
+    place = np.arange(above.shape[1])
+    valid = place < amount[:, None]
+    beyond = len(harmonic)  # sorts behind all counts
+    above = np.sort(np.where(valid, above, beyond), axis=1)
+    level = np.sort(np.where(valid, level, beyond), axis=1)
+
+    # Right answers among themselves: better ones, and equals with oneself.
+    changes = above[:, 1:] != above[:, :-1]
+    edge = np.ones((len(above), 1), bool)
+    starts, ends = np.hstack([edge, changes]), np.hstack([changes, edge])
+    better = np.maximum.accumulate(np.where(starts, place, 0), axis=1)
+    until = np.where(ends, place + 1, above.shape[1])
+    until = np.minimum.accumulate(until[:, ::-1], axis=1)[:, ::-1]
+    equals = np.where(valid, level - above, 1)
+    right = np.where(valid, until - better, 1)
+    wrong = equals - right  # (B, R) wrong answers that score the same
+
+    above = np.where(valid, above, 0)
+    rank = above + 1 + place - better  # right answers first
+    precision = np.stack(
+        [
+            _expected_precision(above, equals, right, better, harmonic),
+            (place + 1) / rank,
+            (place + 1) / (rank + wrong),
+        ]
+    )
+    precision[0] = np.where(wrong == 0, precision[1], precision[0])
+    ap = np.sum(precision, axis=2, where=valid) / amount
+
+    hits = [_hits(above[:, 0], equals[:, 0], wrong[:, 0], k) for k in RANKS]
+
+    last = (np.arange(len(amount)), amount - 1)
+    above, equals, right = above[last], equals[last], right[last]
+    inp = np.tile(amount / (above + right), (len(ORDERS), 1))
+    mixed = wrong[last] > 0
+    inp[0, mixed] = amount[mixed] * _expected_inverse_of_last_rank(
+        above[mixed], equals[mixed], right[mixed]
+    )
+    inp[2] = amount / (above + equals)
+    return np.stack([*hits, ap, inp], axis=1), np.any(wrong > 0, axis=1)
+
+
+def _expected_precision(
+    above: np.ndarray,
+    equals: np.ndarray,
+    right: np.ndarray,
+    better: np.ndarray,
+    harmonic: np.ndarray,
+) -> np.ndarray:
+    """Mean precision at a right answer, over the orders of its equals.
+
+    With a = above, e = equals, the answer stands at each p of 1..e alike, and of the
+    p - 1 equals before it (p - 1) (right - 1) / (e - 1) are right in the mean:
+    the mean over p of (better + 1 + (p - 1) (right - 1) / (e - 1)) / (a + p).
+    """
+    inverse = harmonic[above + equals] - harmonic[above]  # sum of 1 / (a + p)
+    slope = (right - 1) / np.maximum(equals - 1, 1)
+    rising = equals - (above + 1) * inverse  # sum of (p - 1) / (a + p)
+    return ((better + 1) * inverse + slope * rising) / equals
+
+
+def _hits(
+    above: np.ndarray, equals: np.ndarray, wrong: np.ndarray, k: int
+) -> np.ndarray:
+    """(orders, B): chance that one of the best right answers has a rank up to k.
+
+    Expected: the k - above places that are left hold only wrong equals with the chance
+    that so many draws without replacement are all wrong.
+    """
+    missed = np.ones(len(above))
+    for drawn in range(k):
+        chance = np.maximum(wrong - drawn, 0) / np.maximum(equals - drawn, 1)
+        missed *= np.where(drawn < np.minimum(k - above, equals), chance, 1.0)
+    return np.stack([1 - missed, above < k, above + wrong < k])
+
+
+def _expected_inverse_of_last_rank(
+    above: np.ndarray, equals: np.ndarray, right: np.ndarray
+) -> np.ndarray:
+    """(B,) mean of 1 / rank of the last right answer, over the orders of its equals.
+
+    The last of r = right among e = equals stands at p with the chance
+    C(p - 1, r - 1) / C(e, r): r / e at p = e, and from p to p - 1 it changes by the
+    factor (p - r) / (p - 1).
+    """
+    cases, which = np.unique([above, equals, right], axis=1, return_inverse=True)
+    mean = np.empty(cases.shape[1])
+    for i, (a, e, r) in enumerate(cases.T):
+        places = np.arange(e, r - 1, -1)  # e down to r
+        factors = (places[:-1] - r) / (places[:-1] - 1)
+        chance = r / e * np.cumprod(np.concatenate([[1.0], factors]))
+        mean[i] = np.sum(chance / (a + places))
+    return mean[which.reshape(-1)]
+
+
+def _check_embeddings(
+    query: np.ndarray | jax.Array, gallery: np.ndarray | jax.Array
+) -> None:
+    for name, rows in (("query", query), ("gallery", gallery)):
+        if rows.ndim != 2 or 0 in rows.shape:
+            raise ValueError(
+                f"{name} embeddings have shape {rows.shape}; give (rows, width), with "
+                "at least one row"
+            )
+        finite = (jnp if isinstance(rows, jax.Array) else np).isfinite(rows)
+        broken = int((~finite.all(axis=1)).sum())
+        if broken:
+            raise ValueError(
+                f"{broken} of {len(rows)} {name} embeddings are not finite; look for "
+                "a training that diverged or an overflow in low precision"
+            )
+    if query.shape[1] != gallery.shape[1]:
+        raise ValueError(
+            f"query embeddings are {query.shape[1]} wide and gallery embeddings "
+            f"{gallery.shape[1]}; embed both with the same model"
+        )
+
+
+def _checked_ids(ids: ArrayLike, rows: int, name: str) -> np.ndarray:
+    ids = np.asarray(ids)
+    if ids.shape != (rows,) or not np.issubdtype(ids.dtype, np.integer):
+        raise ValueError(
+            f"{name} ids have shape {ids.shape} and type {ids.dtype}; give one integer "
+            f"for each of the {rows} embeddings"
+        )
+    return ids
+
+
+def _check_positive(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < 1:
+            raise ValueError(f"{name} {number} must be at least 1")

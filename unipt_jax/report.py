@@ -1,0 +1,157 @@
+"""What a person sees of a run: a progress line, metrics.jsonl, TensorBoard events."""
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from clu import parameter_overview
+from etils import epath
+from tensorboardX import SummaryWriter
+
+
+def choices(title: str, values: Mapping[str, Any]) -> None:
+    """Prints the choices in force, a line each."""
+    width = max(len(name) for name in values)
+    lines = [f"  {name:<{width}}  {value}" for name, value in values.items()]
+    print("\n".join([title, *lines]), flush=True)
+
+
+def parameter_table(params: Any) -> None:
+    """Prints the number of parameters under each of the upper two levels of names."""
+    counts: dict[str, int] = {}
+    for name, value in parameter_overview.flatten_dict(params).items():
+        group = "/".join(name.split("/")[:2])
+        counts[group] = counts.get(group, 0) + int(np.prod(value.shape))
+    total = sum(counts.values())
+    shown = {name: f"{count:>13,}" for name, count in counts.items()}
+    choices("parameters", shown | {"total": f"{total:>13,}"})
+
+
+def clock(seconds: float) -> str:
+    """3725 -> "1:02:05"; 65 -> "1:05"."""
+    minutes, second = divmod(max(int(seconds), 0), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+class Report:
+    """Writes a run's numbers from process 0; on the others it writes nothing.
+
+    A run that resumes at step `start` drops the rows beyond it, which were written
+    after the checkpoint it resumes from: they come again, the same.
+    """
+
+    def __init__(
+        self, workdir: str | os.PathLike, *, start: int, total: int, batch_size: int
+    ) -> None:
+        self._active = jax.process_index() == 0
+        self._total, self._batch_size = total, batch_size
+        self._path = epath.Path(workdir) / "metrics.jsonl"
+        self._terminal = sys.stderr.isatty()
+        self._begin = self._mark = time.monotonic()
+        self._start = self._mark_step = start
+        if not self._active:
+            return
+        self._rows = _rows_until(self._path, start)
+        self._rewrite()
+        self._events = SummaryWriter(
+            str(epath.Path(workdir) / "events"), purge_step=start + 1
+        )
+
+    def _rewrite(self) -> None:
+        partial = self._path.with_name(self._path.name + ".partial")
+        partial.write_text("".join(json.dumps(row) + "\n" for row in self._rows))
+        partial.replace(self._path)
+
+    @property
+    def _appends(self) -> bool:
+        return "://" not in str(self._path)
+
+    def started(self, step: int) -> None:
+        """The first update is done: compilation does not count as training time."""
+        self._begin = self._mark = time.monotonic()
+        self._start = self._mark_step = step
+
+    def pause(self, begin: float) -> None:
+        """Takes the time since `begin` (an evaluation) out of the images a second."""
+        self._mark += time.monotonic() - begin
+
+    def write(self, step: int, metrics: Mapping[str, Any], speed: bool = True) -> None:
+        """One row: `step`, the metrics, and images a second since the row before."""
+        values = {k: float(v) for k, v in metrics.items()}
+        if speed:
+            now = time.monotonic()
+            images = (step - self._mark_step) * self._batch_size
+            if step > self._mark_step:
+                rate = images / max(now - self._mark, 1e-9)
+                values["images_per_second"] = round(rate, 2)
+            self._mark, self._mark_step = now, step
+        if not self._active:
+            return
+        row = {"step": step} | values
+        self._rows.append(row)
+        if self._appends:
+            with self._path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
+        self._line(step, values)
+
+    def _line(self, step: int, values: Mapping[str, float]) -> None:
+        shown = " ".join(
+            f"{name} {value:,.0f}" if name == "images_per_second" else f"{name} {value:.4g}"
+            for name, value in values.items()
+        )
+        done = step - self._start
+        left = (time.monotonic() - self._begin) / done * (self._total - step) if done > 0 else 0
+        line = f"step {step}/{self._total}  {shown}  {clock(left)} left"
+        if self._terminal:
+            width = shutil.get_terminal_size().columns
+            print(f"\r{line[: width - 1]:<{width - 1}}", end="", file=sys.stderr, flush=True)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def say(self, text: str) -> None:
+        """A line of its own, from process 0."""
+        if self._active:
+            print(("\n" if self._terminal else "") + text, file=sys.stderr, flush=True)
+
+    def flush(self) -> None:
+        """Makes all rows so far visible to others; called at every save."""
+        if self._active:
+            if not self._appends:
+                self._rewrite()
+            self._events.flush()
+
+    def close(self) -> None:
+        """Writes what is left and ends the progress line."""
+        self.flush()
+        if self._active:
+            self._events.close()
+            if self._terminal:
+                print(file=sys.stderr)
+
+
+def _rows_until(path: epath.Path, step: int) -> list[dict[str, Any]]:
+    """The whole rows of a metrics file that are not beyond `step`."""
+    rows = []
+    if step and path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # the line a kill cut short: its step is beyond any save
+            if row["step"] <= step:
+                rows.append(row)
+    return rows
+
+
+def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
+    """The rows of a run's metrics.jsonl; none where it has none."""
+    return _rows_until(epath.Path(workdir) / "metrics.jsonl", sys.maxsize)
