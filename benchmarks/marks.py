@@ -49,7 +49,7 @@ class Words:
     """Bags of words, weighted by how rare a word is and of length 1, then centred."""
 
     def __init__(self, captions: Sequence[Sequence[str]]):
-        bags = [set(w for c in few for w in synthetic_text.tokens(c)) for few in captions]
+        bags = [{w for c in few for w in synthetic_text.tokens(c)} for few in captions]
         counts = Counter(word for bag in bags for word in sorted(bag))
         self.index = {word: i for i, word in enumerate(sorted(counts))}
         self.idf = np.array([np.log(len(bags) / counts[w]) for w in self.index])
@@ -58,7 +58,7 @@ class Words:
 
     def __call__(self, captions: Sequence[Sequence[str]]) -> np.ndarray:
         bags = np.zeros((len(captions), len(self.index)))
-        for bag, few in zip(bags, captions):
+        for bag, few in zip(bags, captions, strict=True):
             for word in (w for c in few for w in synthetic_text.tokens(c)):
                 if word in self.index:
                     bag[self.index[word]] = 1.0
@@ -108,9 +108,7 @@ def ridge(
     """
     model = Ridge(train_pixels, train_captions)
     other, asked, wanted, ids = choose
-    best = max(
-        LAMBDAS, key=lambda p: rank1(model.scores(other, asked, p), wanted, ids)
-    )
+    best = max(LAMBDAS, key=lambda p: rank1(model.scores(other, asked, p), wanted, ids))
     return model.scores(gallery_pixels, queries, best)
 
 
@@ -125,12 +123,12 @@ def oracle(
     said = [synthetic_text.vocabulary(row) for row in attributes]
     index = {w: i for i, w in enumerate(sorted(set().union(*said)))}
     table = np.zeros((len(said), len(index)))
-    for row, known in zip(table, said):
+    for row, known in zip(table, said, strict=True):
         for word, weight in known.items():
             row[index[word]] = weight
     idf = np.log(len(said) / table.sum(axis=0).clip(1.0))
     asked = np.zeros((len(queries), len(index)))
-    for row, query in zip(asked, queries):
+    for row, query in zip(asked, queries, strict=True):
         for word in synthetic_text.mentions(query):
             if word in index:
                 row[index[word]] = 1.0
@@ -166,13 +164,16 @@ def measure(folder: str) -> dict[str, float | int]:
         )
     }
     scores["oracle"] = oracle([r.attributes for r in split["test"]], asked["test"])
-    marks = {k: round(rank1(s, wanted["test"], ids["test"]), 2) for k, s in scores.items()}
+    marks = {
+        k: round(rank1(s, wanted["test"], ids["test"]), 2) for k, s in scores.items()
+    }
     same = wanted["test"][:, None] == ids["test"][None, :]
     marks["chance"] = round(float(100 * same.mean()), 2)
     return marks | {"queries": len(asked["test"]), "gallery": len(split["test"])}
 
 
 def main() -> None:
+    """Prints the marks of a set as one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--records", default="data/synthetic", help="the set's folder")
     start = time.perf_counter()

@@ -1,6 +1,6 @@
 """Prepares data sets: what people have on disk in, record folders out.
 
-    python -m data_prep.build SET --raw DIR --out DIR [--check]
+python -m data_prep.build SET --raw DIR --out DIR [--check]
 """
 
 import argparse

@@ -77,7 +77,9 @@ def _entry(row: dict[str, str], where: str) -> Entry:
     values = {k: (v or "").strip() for k, v in row.items() if isinstance(k, str)}
     path, caption = values["path"], values["caption"]
     if None in row:
-        raise UserError(f"{where}: more fields than columns; quote captions with commas")
+        raise UserError(
+            f"{where}: more fields than columns; quote captions with commas"
+        )
     if not path or not caption:
         raise UserError(f"{where}: path and caption must not be empty")
     if os.path.isabs(path) or ".." in pathlib.PurePath(path).parts:
@@ -136,7 +138,9 @@ def person_numbers(entries: Sequence[Entry]) -> list[int]:
     return [number.get(e.person, UNKNOWN) for e in entries]
 
 
-def build(raw: str | os.PathLike, out: str | os.PathLike, *, vocabulary: int = 0) -> None:
+def build(
+    raw: str | os.PathLike, out: str | os.PathLike, *, vocabulary: int = 0
+) -> None:
     """Writes the set. vocabulary: trains a tokenizer of so many words on its captions.
 
     Pictures keep their size; those that are not plain RGB (EXIF turn, greyscale,

@@ -8,6 +8,7 @@ In: a number of test identities and a seed. Out: one folder with person records 
 import collections
 import contextlib
 import dataclasses
+import itertools
 import json
 import multiprocessing
 import os
@@ -51,10 +52,12 @@ class Shot:
 
     @property
     def image_id(self) -> str:
+        """Unique in the set: split, identity, camera."""
         return f"{self.split}/{self.identity:05d}_c{self.view.camera}"
 
     @property
     def attributes(self) -> dict[str, str]:
+        """What is true of the image; see `synthetic_people.attributes`."""
         return people.attributes(self.person, self.view)
 
 
@@ -114,7 +117,7 @@ def _records(
     known = split != "pretrain"
     ids = [shot.person_id if known else UNKNOWN for shot in shots]
     labels = contiguous_labels(ids) if split == "train" else [UNKNOWN] * len(shots)
-    for shot, person_id, label in zip(shots, ids, labels):
+    for shot, person_id, label in zip(shots, ids, labels, strict=True):
         yield PersonRecord(
             image=next(images),
             image_id=shot.image_id,
@@ -141,7 +144,7 @@ def wordpieces(texts: Iterable[str], size: int) -> list[str]:
     while len(pieces) < size - len(SPECIAL):
         pairs: collections.Counter = collections.Counter()
         for word, spelt in words.items():
-            for pair in zip(spelt, spelt[1:]):
+            for pair in itertools.pairwise(spelt):
                 pairs[pair] += counts[word]
         if not pairs:
             break

@@ -3,6 +3,7 @@
 In: a `Pen`, a `Body`, a `Person`. Out: legs, torso, arms and head on the pen's sheet.
 """
 
+import itertools
 import math
 
 from data_prep.synthetic_pen import RGB, Body, Pen, Point, Row, along, mix, shade
@@ -28,7 +29,6 @@ CUTS = {
 }
 SKIRTS = {"skirt": 0.16, "long skirt": 0.36}  # length below the crotch
 BARE = (0.86, 0.56, 0.38)
-EYE = (26, 22, 24)
 
 
 def draw_legs(pen: Pen, body: Body, person: Person) -> None:
@@ -41,7 +41,8 @@ def draw_legs(pen: Pen, body: Body, person: Person) -> None:
         _skirt(pen, body, person, SKIRTS[kind] + 0.5 * person.hem)
         return
     wide = body.hips if body.view != "side" else body.hips * 0.66
-    top = [(body.waist, -wide * 0.9, wide * 0.9), (body.crotch + 0.01, -wide, wide)]
+    top = [(body.crotch - 0.05, -wide * 0.85, wide * 0.85)]
+    top += [(body.crotch + 0.01, -wide, wide)]
     pen.rows(top, person.rgb["lower"])
 
 
@@ -53,7 +54,9 @@ def _leg(
     bare = [w * body.leg for w in BARE]
     if kind in ("shorts", *SKIRTS):
         pen.limb(points, bare, skin)
-    _shoe(pen, body, person, points[2], light)
+    boots = person.attributes["shoes"] == "boots" and kind in ("jeans", "leggings")
+    if not boots:
+        _shoe(pen, body, person, points[2], light)
     if kind not in CUTS:
         return
     widths, end = CUTS[kind]
@@ -70,7 +73,9 @@ def _leg(
         x, y = along(points, 0.97)
         half = widths[2] / 2
         pen.line([(x - half, y), (x + half, y)], 0.012, mix(cloth, (255,) * 3, 0.4))
-    elif kind == "trousers":  # a crease
+    if boots:  # over narrow legs; wide ones hide their shafts
+        _shoe(pen, body, person, points[2], light)
+    if kind == "trousers":  # a crease
         pen.line([along(points, 0.2), along(points, 0.95)], 0.007, shade(cloth, 0.82))
 
 
@@ -80,8 +85,8 @@ def _skirt(pen: Pen, body: Body, person: Person, length: float) -> None:
     reach = [abs(x) + 0.03 for leg in body.legs for x, y in leg[1:2] if y < bottom]
     flare = max([wide * (1.2 if length < 0.25 else 1.32), *reach])
     rows = [
-        (body.waist, -wide * 0.85, wide * 0.85),
-        (body.crotch - 0.02, -wide * 1.02, wide * 1.02),
+        (body.crotch - 0.06, -wide * 0.8, wide * 0.8),
+        (body.crotch, -wide * 1.02, wide * 1.02),
         (bottom, -flare, flare),
     ]
     pen.rows(rows, cloth)
@@ -128,10 +133,10 @@ def torso_rows(body: Body, person: Person) -> list[Row]:
     flare = 1.25 if kind == "coat" else 1.04
     if body.view == "side":
         lean = body.stoop
-        back, front = 0.058 * person.girth * wide, 0.062 * person.girth * wide
+        back, front = 0.068 * person.girth * wide, 0.072 * person.girth * wide
         bust = 0.012 if person.attributes["gender"] == "woman" else 0.0
         belly = front * (1.18 if body.belly > 0.095 else 0.92)
-        hip = 0.066 * person.girth * wide
+        hip = 0.076 * person.girth * wide
         rows = [
             (body.shoulder - 0.004, lean - back * 0.55, lean + front * 0.45),
             (body.shoulder + 0.035, lean - back, lean + front * 0.85),
@@ -145,8 +150,8 @@ def torso_rows(body: Body, person: Person) -> list[Row]:
     chest, belly, hips = body.chest * wide, body.belly * wide, body.hips * wide
     halves = [
         (body.shoulder - 0.012, chest * 0.42),
-        (body.shoulder + 0.008, chest * 0.85),
-        (body.shoulder + 0.035, chest),
+        (body.shoulder + 0.012, chest * 0.84),
+        (body.shoulder + 0.045, chest),
         (body.shoulder + 0.12, chest * 0.93),
         (body.waist, belly),
         (body.crotch - 0.02, hips),
@@ -160,7 +165,7 @@ def torso_rows(body: Body, person: Person) -> list[Row]:
 
 def edges(rows: list[Row], y: float) -> tuple[float, float]:
     """Left and right edge of an outline at a height."""
-    for (y0, l0, r0), (y1, l1, r1) in zip(rows, rows[1:]):
+    for (y0, l0, r0), (y1, l1, r1) in itertools.pairwise(rows):
         if y <= y1:
             share = max(0.0, (y - y0) / (y1 - y0))
             return l0 + (l1 - l0) * share, r0 + (r1 - r0) * share
@@ -291,7 +296,12 @@ def _logo(pen: Pen, body: Body, person: Person) -> None:
         pen.poly([(-0.05, y - 0.03), (0.05, y - 0.03), (0, y + 0.05)], colour)
     elif person.logo == 2:
         pen.poly(
-            [(-0.055, y - 0.025), (0.055, y - 0.025), (0.055, y + 0.03), (-0.055, y + 0.03)],
+            [
+                (-0.055, y - 0.025),
+                (0.055, y - 0.025),
+                (0.055, y + 0.03),
+                (-0.055, y + 0.03),
+            ],
             colour,
         )
     else:

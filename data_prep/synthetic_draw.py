@@ -41,7 +41,6 @@ def render(
     high, wide = height * OVERSAMPLING, width * OVERSAMPLING
     sheet = Image.new("RGB", (wide, high))
     _background(sheet, view, rng)
-    # A crop that is wide for its height leaves room at the sides.
     pen = Pen(sheet, view.x * wide, view.top * high, view.size * high)
     draw_person(pen, person, view)
     _occluder(sheet, view, rng)
@@ -76,16 +75,13 @@ def draw_person(pen: Pen, person: Person, view: View) -> None:
         body_parts.draw_arm(pen, body, person, 0)
     body_parts.draw_legs(pen, body, person)
     body_parts.draw_torso(pen, body, person)
-    if body.view != "back":
-        things.draw_head(pen, body, person)
+    things.draw_head(pen, body, person)
     things.draw_bag(pen, body, person)
     if front:
         things.draw_handlebar(pen, body, person)
         body_parts.draw_arm(pen, body, person, 1)
     if body.view != "back":
         body_parts.draw_arm(pen, body, person, 0)
-    else:
-        things.draw_head(pen, body, person)
     things.draw_smoke(pen, body, person)
     things.draw_phone(pen, body, person)
     things.draw_umbrella(pen, body, person)
@@ -100,10 +96,12 @@ def _background(sheet: Image.Image, view: View, rng: np.random.Generator) -> Non
     horizon = int(rng.uniform(0.25, 0.75) * high)
     draw.rectangle((0, 0, wide, horizon), fill=wall)
     draw.rectangle((0, horizon, wide, high), fill=ground)
-    for _ in range(int(rng.integers(2, 7))):  # doors, boards, cars, people far away
+    for _ in range(int(rng.integers(1, 6))):  # doors, boards, cars, people far away
         x, y = rng.uniform(-0.3, 1.0) * wide, rng.uniform(-0.1, 0.9) * high
         w, h = rng.uniform(0.1, 0.6) * wide, rng.uniform(0.05, 0.4) * high
-        colour = mix(wall, tuple(rng.integers(0, 256, 3).tolist()), rng.uniform(0, 0.7))
+        colour = mix(
+            wall, tuple(rng.integers(0, 256, 3).tolist()), rng.uniform(0, 0.45)
+        )
         if rng.random() < 0.2:
             draw.ellipse((x, y, x + w, y + h), fill=colour)
         else:

@@ -7,6 +7,7 @@ and back views the person carries things.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -26,7 +27,7 @@ def shade(colour: Sequence[int], factor: float) -> RGB:
 
 def mix(first: Sequence[int], second: Sequence[int], share: float) -> RGB:
     """The first colour with a share of the second."""
-    return tuple(round(a + (b - a) * share) for a, b in zip(first, second))
+    return tuple(round(a + (b - a) * share) for a, b in zip(first, second, strict=True))
 
 
 def along(points: Sequence[Point], share: float) -> Point:
@@ -84,7 +85,8 @@ class Pen:
         self, points: Sequence[Point], widths: Sequence[float], colour: RGB
     ) -> None:
         """A chain of tapering segments with round joints."""
-        for (x0, y0), (x1, y1), w0, w1 in zip(points, points[1:], widths, widths[1:]):
+        joints = zip(points, widths, strict=True)
+        for ((x0, y0), w0), ((x1, y1), w1) in itertools.pairwise(joints):
             length = math.hypot(x1 - x0, y1 - y0) or 1e-6
             nx, ny = (y0 - y1) / length / 2, (x1 - x0) / length / 2
             corners = [
@@ -94,7 +96,7 @@ class Pen:
                 (x0 - nx * w0, y0 - ny * w0),
             ]
             self.poly(corners, colour)
-        for (x, y), w in zip(points, widths):
+        for (x, y), w in zip(points, widths, strict=True):
             self.oval(x, y, w / 2, w / 2, colour)
 
 
@@ -164,7 +166,7 @@ def _legs(body: Body, vehicle: str, view: View) -> tuple[list[Point], list[Point
     if vehicle == "bicycle":
         lifts, hip, foot = (0.13, 0.04), hip * 1.3, foot * 1.1
     legs = []
-    for side, up in zip((1, -1), lifts):
+    for side, up in zip((1, -1), lifts, strict=True):
         knee = (side * (hip + 0.12 * up), body.knee - 0.35 * up)
         top = (side * hip, body.crotch - 0.02)
         legs.append([top, knee, (side * foot * (1 - 2 * up), 0.96 - up)])
@@ -205,7 +207,7 @@ def _held(body: Body, row: dict[str, str], forward: float) -> tuple:
     if row["cellphone"]:
         other = (
             (-forward - 0.06 if body.view != "side" else 0.07, body.shoulder + 0.13),
-            (-body.head * 0.42 if body.view != "side" else 0.02, body.head * 0.62),
+            (-body.head * 0.5 if body.view != "side" else 0.0, body.head * 0.66),
         )
     elif row["smoke"]:
         other = (
@@ -220,10 +222,10 @@ def _arms(body: Body, row: dict[str, str], view: View) -> tuple:
     swing = swing.get(view.action, 0.0) * view.phase
     arms = []
     held = _held(body, row, chest + 0.01)
-    for side, hold, lift in zip((1, -1), held, (swing, -swing)):
-        shoulder = (side * chest * 0.93, body.shoulder + 0.025)
-        elbow = (side * (chest + 0.028), body.shoulder + 0.165 - max(0.0, lift) * 0.3)
-        wrist = (side * (chest + 0.03), body.shoulder + 0.3 - max(0.0, lift))
+    for side, hold, lift in zip((1, -1), held, (swing, -swing), strict=True):
+        shoulder = (side * chest * 0.92, body.shoulder + 0.034)
+        elbow = (side * (chest + 0.018), body.shoulder + 0.17 - max(0.0, lift) * 0.3)
+        wrist = (side * (chest + 0.022), body.shoulder + 0.3 - max(0.0, lift))
         if view.action == "running":
             wrist = (side * (chest - 0.01), body.shoulder + 0.2 - 1.2 * lift)
         if row["vehicle"]:
@@ -240,7 +242,7 @@ def _side_arms(body: Body, row: dict[str, str], view: View) -> tuple:
     arms = []
     held = _held(body, row, 0.11)
     bend = 1.3 if view.action == "running" else 0.25
-    for angle, hold in zip((-swing, swing), held):
+    for angle, hold in zip((-swing, swing), held, strict=True):
         shoulder = (0.0 + body.stoop * 0.5, body.shoulder + 0.03)
         elbow = (
             shoulder[0] + 0.14 * math.sin(angle),

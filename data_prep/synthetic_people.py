@@ -133,7 +133,7 @@ SHOE_COLOURS = {
     "sandals": {"brown": 60, "black": 40},
 }
 ACTIONS = {"standing": 42, "walking": 50, "running": 8}
-FACINGS = {"front": 35, "back": 30, "left": 17, "right": 18}
+FACINGS = {"front": 52, "back": 32, "left": 8, "right": 8}
 
 # The chance that a person has the optional attribute, and of each of its values.
 FREQUENCIES = {
@@ -165,7 +165,13 @@ THING_COLOURS = {
     "brown": 12,
     "pink": 6,
 }
-SKINS = ((242, 208, 180), (228, 186, 150), (200, 152, 112), (152, 102, 70), (98, 64, 46))
+SKINS = (
+    (242, 208, 180),
+    (228, 186, 150),
+    (200, 152, 112),
+    (152, 102, 70),
+    (98, 64, 46),
+)
 SKIN_SHARES = (26, 32, 22, 12, 8)
 CAMERAS = 6
 
@@ -281,7 +287,12 @@ def _draw_attributes(rng: np.random.Generator) -> dict[str, str]:
         has = rng.random() < FREQUENCIES[name]
         value = pick_weighted(rng, VALUES[name])
         colour = pick_weighted(rng, THING_COLOURS)
-        if age == "child" and name == "smoke" or row.get("umbrella") and name == "vehicle":
+        if (
+            age == "child"
+            and name == "smoke"
+            or row.get("umbrella")
+            and name == "vehicle"
+        ):
             has = False
         row[name] = value if has else ""
         if name in ("bag", "hat", "umbrella", "gloves"):
@@ -294,7 +305,7 @@ def _tint(
 ) -> tuple[int, int, int]:
     shift = int(rng.integers(-spread, spread + 1))
     hue = rng.integers(-spread // 2, spread // 2 + 1, 3)
-    return tuple(int(np.clip(c + shift + h, 8, 250)) for c, h in zip(rgb, hue))
+    return tuple(np.clip(np.asarray(rgb) + shift + hue, 8, 250).tolist())
 
 
 def draw_person(rng: np.random.Generator) -> Person:
@@ -344,24 +355,24 @@ def draw_view(rng: np.random.Generator, person: Person, camera: int) -> View:
     """How that camera sees the person, once."""
     row = person.attributes
     action = "riding" if row["vehicle"] else pick_weighted(rng, ACTIONS)
-    size = rng.uniform(0.8, 0.93)
+    size = rng.uniform(0.845, 0.93)
     if row["umbrella"]:
         size *= 0.86
     if row["vehicle"]:
         size *= 0.88
-    bottom = rng.uniform(0.95, 1.03)
+    bottom = rng.uniform(0.97, 1.005)
     cast = rng.normal(0.0, 0.03, 3)
     return View(
         camera=camera,
         facing=pick_weighted(rng, FACINGS),
         action=action,
         size=float(size),
-        x=float(0.5 + rng.uniform(-0.09, 0.09)),
+        x=float(0.5 + rng.uniform(-0.05, 0.05)),
         top=float(bottom - size),
         phase=float(rng.choice((-1, 1)) * rng.uniform(0.4, 1.0)),
         light=float(CAMERA_LIGHT[camera] * np.exp(rng.normal(0.0, 0.12))),
         contrast=float(CAMERA_CONTRAST[camera] * rng.uniform(0.85, 1.05)),
-        cast=tuple(float(a + b) for a, b in zip(CAMERA_CAST[camera], cast)),
+        cast=tuple((np.asarray(CAMERA_CAST[camera]) + cast).tolist()),
         blur=float(max(0.0, rng.normal(0.35, 0.3))),
         noise=int(rng.integers(2, 9)),
         occluder=pick_weighted(rng, {"": 84, "pole": 5, "box": 6, "bush": 5}),

@@ -28,7 +28,7 @@ TEMPLATES = (
     "Captured while {action}, the {age} {gender} shows {upper}, {lower} and {hair}.",
     "Shown is {A_age} {gender}, {action}, whose clothing is {upper} with {lower}.",
     "Pictured: {A_age} {gender} who has {hair}, {action} in {upper} and in {lower}.",
-    "On the street, {A_age} {gender} in {upper} and in {lower} is {action}.",
+    "On the street and {action}: {A_age} {gender} in {upper} and in {lower}.",
     "One {age} {gender} is visible. The {gender} has {hair}, {upper} and {lower}.",
     "From the picture one can tell {A_age} {gender} with {upper}, {lower}, {hair}.",
     "This picture is of {A_age} {gender}. {His} clothes are {upper} and {lower}.",
@@ -77,21 +77,21 @@ HAIR = {
     "long": ("long hair",),
 }
 UPPERS = {
-    "T-shirt": ("t-shirt",),
-    "shirt": ("shirt", "button-up shirt"),
-    "tank top": ("tank top", "sleeveless top"),
-    "jacket": ("jacket",),
-    "coat": ("coat", "overcoat"),
-    "hoodie": ("hoodie", "hooded sweatshirt"),
-    "sweater": ("sweater", "pullover"),
+    "T-shirt": ("t-shirt", "tee shirt", "tee", "short-sleeved top"),
+    "shirt": ("shirt", "button-up shirt", "collared shirt", "long-sleeved shirt"),
+    "tank top": ("tank top", "sleeveless top", "sleeveless shirt"),
+    "jacket": ("jacket", "zip-up jacket", "open jacket"),
+    "coat": ("coat", "overcoat", "long coat"),
+    "hoodie": ("hoodie", "hooded sweatshirt", "hooded top"),
+    "sweater": ("sweater", "pullover", "knitted sweater", "jumper"),
 }
 LOWERS = {
-    "trousers": ("pants", "trousers"),
-    "jeans": ("jeans",),
-    "shorts": ("shorts",),
-    "skirt": ("skirt", "short skirt"),
-    "long skirt": ("long skirt",),
-    "leggings": ("leggings", "tights"),
+    "trousers": ("pants", "trousers", "long pants", "slacks"),
+    "jeans": ("jeans", "denim jeans", "denim pants"),
+    "shorts": ("shorts", "knee-length shorts", "short pants"),
+    "skirt": ("skirt", "short skirt", "knee-length skirt"),
+    "long skirt": ("long skirt", "ankle-length skirt", "maxi skirt"),
+    "leggings": ("leggings", "tights", "tight pants"),
 }
 SINGULAR = ("skirt", "long skirt")
 PATTERNS = {
@@ -134,9 +134,7 @@ def _article(phrase: str) -> str:
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 
-def _wrong(
-    row: dict[str, str], name: str, rng: np.random.Generator
-) -> dict[str, str]:
+def _wrong(row: dict[str, str], name: str, rng: np.random.Generator) -> dict[str, str]:
     """Another value of the attribute, as entries to overwrite `row` with."""
     if name in ("upper", "lower"):
         draw = people.draw_upper if name == "upper" else people.draw_lower
@@ -144,6 +142,11 @@ def _wrong(
         parts: dict[str, str] = {}
         while not parts or called(parts) == row[name]:
             parts = draw(rng, pick_weighted(rng, people.GENDERS))
+            colour, mistake = f"{name}_colour", pick(rng, ("colour", "cut", "both"))
+            if mistake == "colour":
+                parts = {key: row[key] for key in parts} | {colour: parts[colour]}
+            elif mistake == "cut":
+                parts[colour] = row[colour]
         return parts | {name: called(parts)}
     shares = PRIORS.get(name) or people.VALUES[name]
     others = {k: v for k, v in shares.items() if k != row[name]}
@@ -197,7 +200,15 @@ def phrases(row: Mapping[str, str], rng: np.random.Generator) -> dict[str, str]:
     told["lower"] = f"{pick(rng, COLOURS.get(colour, (colour,)))} {garment}"
     if row["lower_type"] in SINGULAR:
         told["lower"] = _article(told["lower"])
-    told |= {name: pick(rng, THINGS[row[name]]) for name in OPTIONAL if row[name]}
+    if row["hair_colour"] and row["hair"] != "bald" and rng.random() < 0.5:
+        told["hair"] = told["hair"].replace("hair", f"{row['hair_colour']} hair")
+    for name in OPTIONAL:
+        if row[name]:
+            told[name] = pick(rng, THINGS[row[name]])
+            colour = row.get(f"{name}_colour", "")
+            if name in ("bag", "hat") and colour and rng.random() < 0.5:
+                thing = told[name].split(" ", 1)[1]
+                told[name] = _article(f"{colour} {thing}")
     return told
 
 

@@ -4,6 +4,7 @@ In: the attributes of an image and a seed. Out: free-worded descriptions; and th
 that a description of those attributes may use, for an oracle to search with.
 """
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 
@@ -226,8 +227,8 @@ def _fronted(w: _Writer, worn: list[str], hair: str, done: list) -> list[str]:
 
 def _fragment(w: _Writer, worn: list[str], hair: str, done: list) -> list[str]:
     tail = w.word((f", with {hair}", f", {hair}")) if hair else ""
-    return [f"{w.noun()} {w.word(('in', 'wearing'))} {listed(worn)}{tail}"
-            f"{participles(done)}"]
+    start = f"{w.noun()} {w.word(('in', 'wearing'))} {listed(worn)}"
+    return [start + tail + participles(done)]
 
 
 def _there_is(w: _Writer, worn: list[str], hair: str, done: list) -> list[str]:
@@ -316,7 +317,7 @@ def tokens(text: str) -> list[str]:
 def mentions(text: str) -> set[str]:
     """The words of a text, and its pairs of neighbouring words."""
     found = tokens(text)
-    return {*found, *(f"{a} {b}" for a, b in zip(found, found[1:]))}
+    return {*found, *(f"{a} {b}" for a, b in itertools.pairwise(found))}
 
 
 def vocabulary(attributes: Mapping[str, str]) -> dict[str, float]:
@@ -386,4 +387,6 @@ def _learn_clothes(row: Mapping[str, str], learn, coloured) -> None:
         for shade in words.COLOURS[second] if second else ("",):
             for colour in words.COLOURS[row["upper_colour"]]:
                 for garment in words.UPPERS[upper]:
-                    learn((phrase.format(colour=colour, garment=garment, second=shade),))
+                    learn(
+                        (phrase.format(colour=colour, garment=garment, second=shade),)
+                    )

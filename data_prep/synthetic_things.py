@@ -3,7 +3,7 @@
 In: a `Pen`, a `Body`, a `Person`. Out: the thing on the pen's sheet.
 """
 
-from data_prep.synthetic_pen import Body, Pen, mix, shade
+from data_prep.synthetic_pen import RGB, Body, Pen, mix, shade
 from data_prep.synthetic_people import Person
 
 EYE = (26, 22, 24)
@@ -69,6 +69,7 @@ def _skull(pen: Pen, body: Body, person: Person) -> None:
         elif long:
             half = head * 0.45
             pen.rows([(head * 0.4, -half, half), (long, -half * 1.1, half * 1.1)], hair)
+            pen.oval(0, long, half * 1.1, head * 0.12, hair)
         return
     if not bald:
         grow = 1.12 if person.attributes["hair"] == "short" else 1.2
@@ -81,16 +82,19 @@ def _skull(pen: Pen, body: Body, person: Person) -> None:
         else:
             pen.dome(0, head * 0.36, wide * 1.1, head * 0.35, hair)
         return
-    face = [(0.02, head * 0.28), (wide, head * 0.3), (wide * 1.02, head * 0.9)]
     pen.oval(wide * 0.18, head * 0.54, wide * 0.84, head * 0.46, skin)
     if bald:
         pen.oval(0, head * 0.46, wide * 1.02, head * 0.46, skin)
     else:
         pen.dome(wide * 0.05, head * 0.36, wide * 1.05, head * 0.36, hair)
-        back = [(head * 0.3, -wide * 1.1, -wide * 0.1), (head * 0.75, -wide, -wide * 0.3)]
+        back = [
+            (head * 0.3, -wide * 1.1, -wide * 0.1),
+            (head * 0.75, -wide, -wide * 0.3),
+        ]
         pen.rows(back, hair)
-    pen.poly([(wide * 0.9, head * 0.5), (wide * 1.3, head * 0.66), (wide, head * 0.7)], skin)
-    del face
+    pen.poly(
+        [(wide * 0.9, head * 0.5), (wide * 1.3, head * 0.66), (wide, head * 0.7)], skin
+    )
 
 
 def _face(pen: Pen, body: Body, person: Person) -> None:
@@ -133,12 +137,22 @@ def _hat(pen: Pen, body: Body, person: Person) -> None:
             pen.oval(0, head * 0.34, wide * 0.95, head * 0.085, dark)
         elif body.view == "side":
             y = head * 0.31
-            brim = [(wide * 0.3, y - 0.01), (wide * 2.0, y + 0.006), (wide * 0.3, y + 0.012)]
+            brim = [
+                (wide * 0.3, y - 0.01),
+                (wide * 2.0, y + 0.006),
+                (wide * 0.3, y + 0.012),
+            ]
             pen.poly(brim, dark)
         return
     pen.dome(0, head * 0.28, wide * 0.9, head * 0.42, colour)
     pen.oval(0, head * 0.28, head * 0.78, head * 0.11, colour)
-    pen.rows([(head * 0.14, -wide * 0.86, wide * 0.86), (head * 0.24, -wide * 0.9, wide * 0.9)], dark)
+    pen.rows(
+        [
+            (head * 0.14, -wide * 0.86, wide * 0.86),
+            (head * 0.24, -wide * 0.9, wide * 0.9),
+        ],
+        dark,
+    )
 
 
 def draw_smoke(pen: Pen, body: Body, person: Person) -> None:
@@ -164,7 +178,15 @@ def draw_phone(pen: Pen, body: Body, person: Person) -> None:
         return
     hand = min((arm[2] for arm in body.arms), key=lambda point: point[1])
     x, y = hand
-    pen.poly([(x - 0.014, y - 0.04), (x + 0.014, y - 0.04), (x + 0.014, y + 0.03), (x - 0.014, y + 0.03)], PHONE)
+    pen.poly(
+        [
+            (x - 0.014, y - 0.04),
+            (x + 0.014, y - 0.04),
+            (x + 0.014, y + 0.03),
+            (x - 0.014, y + 0.03),
+        ],
+        PHONE,
+    )
     pen.oval(x, y + 0.025, body.arm * 0.4, body.arm * 0.4, person.rgb["skin"])
 
 
@@ -179,7 +201,9 @@ def draw_umbrella(pen: Pen, body: Body, person: Person) -> None:
     pen.line([(x, y + 0.03), (middle, top)], 0.011, METAL)
     pen.dome(middle, 0.0, 0.2, 0.14, colour)
     for share in (-0.5, 0.0, 0.5):
-        pen.line([(middle, top), (middle + share * 0.26, 0.0)], 0.006, shade(colour, 0.7))
+        pen.line(
+            [(middle, top), (middle + share * 0.26, 0.0)], 0.006, shade(colour, 0.7)
+        )
     pen.oval(x, y + 0.012, body.arm * 0.45, body.arm * 0.5, person.rgb["skin"])
 
 
@@ -190,7 +214,9 @@ def draw_bag_behind(pen: Pen, body: Body, person: Person) -> None:
     colour, top = person.rgb["bag"], body.shoulder
     if body.view == "front":
         half = body.chest * 0.9
-        pen.rows([(top - 0.03, -half * 0.6, half * 0.6), (top + 0.03, -half, half)], colour)
+        pen.rows(
+            [(top - 0.03, -half * 0.6, half * 0.6), (top + 0.03, -half, half)], colour
+        )
         return
     rows = [
         (top + 0.005, -0.1, -0.03),
@@ -218,13 +244,19 @@ def draw_bag(pen: Pen, body: Body, person: Person) -> None:
         ]
         pen.rows(rows, colour)
         y = (top + body.waist) / 2 + 0.03
-        pen.rows([(y, -half * 0.75, half * 0.75), (body.waist, -half * 0.75, half * 0.75)], dark)
+        pen.rows(
+            [(y, -half * 0.75, half * 0.75), (body.waist, -half * 0.75, half * 0.75)],
+            dark,
+        )
         pen.line([(-half * 0.8, y - 0.03), (half * 0.8, y - 0.03)], 0.009, edge)
     elif kind == "backpack":
         xs = (-1, 1) if body.view == "front" else (0,)
         for side in xs:
             x = side * body.chest * 0.6
-            chain = [(x, top - 0.005), (x + side * 0.008 + (side == 0) * 0.035, top + 0.11)]
+            chain = [
+                (x, top - 0.005),
+                (x + side * 0.008 + (side == 0) * 0.035, top + 0.11),
+            ]
             end = (side * body.chest * 0.85 - (side == 0) * 0.03, top + 0.19)
             pen.line([*chain, end], 0.02, colour)
     elif kind == "shoulder bag":
@@ -233,7 +265,7 @@ def draw_bag(pen: Pen, body: Body, person: Person) -> None:
         _handbag(pen, body, colour, dark)
 
 
-def _shoulder_bag(pen: Pen, body: Body, colour, dark, edge) -> None:
+def _shoulder_bag(pen: Pen, body: Body, colour: RGB, dark: RGB, edge: RGB) -> None:
     top, hip = body.shoulder, body.crotch - 0.05
     if body.view == "side":
         x = -0.02
@@ -247,7 +279,7 @@ def _shoulder_bag(pen: Pen, body: Body, colour, dark, edge) -> None:
     pen.oval(x, hip + 0.036, 0.008, 0.008, edge)
 
 
-def _handbag(pen: Pen, body: Body, colour, dark) -> None:
+def _handbag(pen: Pen, body: Body, colour: RGB, dark: RGB) -> None:
     low = max((arm[2] for arm in body.arms), key=lambda point: point[1])
     x, y = low
     pen.line([(x - 0.03, y + 0.06), (x, y + 0.01), (x + 0.03, y + 0.06)], 0.012, dark)

@@ -138,7 +138,11 @@ BAG_VERBS = {
     "shoulder bag": ("carrying", "wearing"),
     "handbag": ("carrying", "holding"),
 }
-PHONE_VERBS = (("talking", "on {phone}"), ("using", "{phone}"), ("speaking", "on {phone}"))
+PHONE_VERBS = (
+    ("talking", "on {phone}"),
+    ("using", "{phone}"),
+    ("speaking", "on {phone}"),
+)
 VEHICLES = {
     "bicycle": ("bicycle", "bike"),
     "scooter": ("scooter", "kick scooter"),

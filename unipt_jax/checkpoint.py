@@ -21,7 +21,9 @@ from unipt_jax.optim import TrainState
 class Checkpoints:
     """The checkpoints of one run: the last `keep`, and the best one by `metric`."""
 
-    def __init__(self, folder: str | os.PathLike, *, keep: int = 1, metric: str = "rank1"):
+    def __init__(
+        self, folder: str | os.PathLike, *, keep: int = 1, metric: str = "rank1"
+    ):
         def value(metrics: Mapping[str, float]) -> float:
             return metrics[metric]
 

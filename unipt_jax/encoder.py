@@ -97,7 +97,9 @@ class Encoder:
         for begin in range(0, len(items), batch_size):
             index = np.minimum(begin + np.arange(batch_size), len(items) - 1)
             batch = join([items[i] for i in index])
-            out.append(embed(sharding.place_batch(batch[rows], rows, batch_size, self.mesh)))
+            out.append(
+                embed(sharding.place_batch(batch[rows], rows, batch_size, self.mesh))
+            )
         return np.concatenate(out)[: len(items)]
 
 
@@ -128,7 +130,9 @@ def load(
     model = build_model(config, tokenizer)
     checkpoints = Checkpoints(folder / "checkpoints")
     try:
-        step = {"best": checkpoints.best(), "last": checkpoints.latest()}.get(checkpoint)
+        step = {"best": checkpoints.best(), "last": checkpoints.latest()}.get(
+            checkpoint
+        )
         step = int(checkpoint) if checkpoint.isdigit() else step
         if step is None:
             raise UserError(f"{folder} has no checkpoint '{checkpoint}' yet")
@@ -155,5 +159,3 @@ def abstract_params(model: unipt.DualEncoder, mesh: Mesh) -> Any:
         shapes,
         sharding.shardings(shapes, mesh),
     )
-
-

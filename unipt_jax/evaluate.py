@@ -101,9 +101,7 @@ def evaluate(
     encoder: Encoder, data: RetrievalSet, *, batch_size: int, threads: int
 ) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
     """The figures of `ranking.evaluate` for one split, and the two embeddings."""
-    queries, gallery = embed_set(
-        encoder, data, batch_size=batch_size, threads=threads
-    )
+    queries, gallery = embed_set(encoder, data, batch_size=batch_size, threads=threads)
     figures = ranking.evaluate(
         queries, gallery, data.query_ids, data.person_ids, mesh=encoder.mesh
     )
@@ -163,7 +161,9 @@ def report_page(
     for query, score, index in zip(some, scores, best, strict=True):
         right = data.person_ids[index] == data.query_ids[query]
         shown = [
-            page.Picture(images.thumbnail(data.records[int(i)].image), f"{s:.3f}", bool(r))
+            page.Picture(
+                images.thumbnail(data.records[int(i)].image), f"{s:.3f}", bool(r)
+            )
             for i, s, r in zip(index, score, right, strict=True)
         ]
         galleries.append(page.Gallery(data.queries[query], shown))
@@ -204,4 +204,6 @@ def run(config: Any, workdir: str) -> None:
     html = report_page(encoder, data, queries, gallery, figures, **options)
     write_results(workdir, {data.name: figures | {"model": encoder.name}}, html)
     print(table({data.name: figures}))
-    print(f"{report.clock(time.monotonic() - begin)} for {data.name}; see {workdir}/report.html")
+    print(
+        f"{report.clock(time.monotonic() - begin)} for {data.name}; see {workdir}/report.html"
+    )

@@ -1,6 +1,6 @@
 """The one entry: a config names the job, a folder holds what it makes.
 
-    python -m unipt_jax.main --config=configs/pretrain.py[:variant] --workdir=DIR
+python -m unipt_jax.main --config=configs/pretrain.py[:variant] --workdir=DIR
 """
 
 import os

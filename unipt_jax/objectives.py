@@ -45,9 +45,7 @@ def pretrain(
 
     def loss(params: Any, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
         augment_key, mask_key, dropout_key = jax.random.split(key, 3)
-        images = transforms.augment(
-            augment_key, batch["image"], flips=flips, pad=shift
-        )
+        images = transforms.augment(augment_key, batch["image"], flips=flips, pad=shift)
         pixels = transforms.normalise(images, mean=mean, std=std)
         tokens = batch["tokens"]
 

@@ -7,10 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402  (after the choice of backend)
+from matplotlib.figure import Figure
 
 TEMPLATE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
@@ -73,15 +70,18 @@ class Gallery:
 def curves(rows: Sequence[Mapping[str, Any]]) -> str:
     """The losses and the validation figures of metrics.jsonl as an SVG, or ""."""
     panels = [
-        [name for name in ("loss", "contrastive", "mlm") if any(name in r for r in rows)],
+        [
+            name
+            for name in ("loss", "contrastive", "mlm")
+            if any(name in r for r in rows)
+        ],
         [name for name in ("val_rank1", "val_map") if any(name in r for r in rows)],
     ]
     panels = [names for names in panels if names]
     if not panels:
         return ""
-    figure, axes = pyplot.subplots(
-        1, len(panels), figsize=(5.5 * len(panels), 3.2), squeeze=False
-    )
+    figure = Figure(figsize=(5.5 * len(panels), 3.2))  # needs no display
+    axes = figure.subplots(1, len(panels), squeeze=False)
     for axis, names in zip(axes[0], panels, strict=True):
         for name in names:
             points = [(row["step"], row[name]) for row in rows if name in row]
@@ -91,7 +91,6 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> str:
         axis.spines[["top", "right"]].set_visible(False)
     out = io.StringIO()
     figure.savefig(out, format="svg", bbox_inches="tight")
-    pyplot.close(figure)
     svg = out.getvalue()
     return svg[svg.index("<svg") :]
 

@@ -6,7 +6,6 @@ product (a tile), and each right answer's score is compared with the whole tile.
 device gives back two whole numbers a right answer; all else is float64 on the host.
 """
 
-import functools
 from collections.abc import Iterator
 
 import jax
@@ -19,7 +18,7 @@ from jax.typing import ArrayLike
 RANKS = (1, 5, 10)
 QUERY_BLOCK = 256  # queries a device at once
 GALLERY_BLOCK = 65_536  # gallery items at once: a float32 tile is 64 MiB at most
-ORDERS = ("expected", "optimistic", "pessimistic")
+ORDERS = ("", "_optimistic", "_pessimistic")  # the mean over all, and the bounds
 
 
 def evaluate(
@@ -70,7 +69,7 @@ def evaluate(
     (AGW), for mINP; McSherry and Najork, "Computing Information Retrieval Performance
     Measures Efficiently in the Presence of Tied Scores", for the means over orders.
     """
-    query, gallery = np.asarray(query), np.asarray(gallery)
+    query, gallery = np.asarray(query, np.float32), np.asarray(gallery, np.float32)
     _check_embeddings(query, gallery)
     query_ids = _checked_ids(query_ids, len(query), "query")
     gallery_ids = _checked_ids(gallery_ids, len(gallery), "gallery")
@@ -101,16 +100,10 @@ def evaluate(
         above, level = _ranks(query[chosen], chunks, right, rows, mesh)
         parts.append(_query_figures(above, level, amount[chosen], harmonic))
 
-    means = 100 * np.concatenate([figures for figures, _ in parts], axis=-1).mean(-1)
-    names = [*(f"rank{k}" for k in RANKS), "map", "minp"]
-    result = {}
-    for order, values in zip(ORDERS, means, strict=True):
-        suffix = "" if order == "expected" else f"_{order}"
-        result |= {
-            name + suffix: float(value)
-            for name, value in zip(names, values, strict=True)
-        }
-    return result | {
+    means = 100 * np.concatenate([part for part, _ in parts], axis=-1).mean(-1)
+    figures = [*(f"rank{k}" for k in RANKS), "map", "minp"]
+    names = [figure + order for order in ORDERS for figure in figures]
+    return dict(zip(names, means.ravel().tolist(), strict=True)) | {
         "queries": len(query),
         "gallery": len(gallery),
         "without_match": len(query) - len(matched),
@@ -142,8 +135,9 @@ def top_k(
       ValueError: shapes that do not fit, embeddings that are not finite, or k outside
         1 to N.
     """
-    query = np.asarray(query)
-    gallery = gallery if isinstance(gallery, jax.Array) else np.asarray(gallery)
+    query = np.asarray(query, np.float32)
+    if not isinstance(gallery, jax.Array):
+        gallery = np.asarray(gallery, np.float32)
     _check_embeddings(query, gallery)
     _check_positive(k=k, block=block)
     if k > len(gallery):
@@ -156,9 +150,10 @@ def top_k(
     found = []
     for start in range(0, len(query), rows):
         part = _place(_padded(query[start : start + rows], rows), mesh, "rows")
-        best = None
+        nothing = np.full((rows, k), -np.inf, np.float32), np.zeros((rows, k), np.int32)
+        best = [_place(x, mesh, "rows") for x in nothing]
         for offset, chunk, size in chunks:
-            best = _merge(best, _scores(part, chunk, size), np.int32(offset), k=k)
+            best = _merge(*best, _scores(part, chunk, size), np.int32(offset))
             jax.block_until_ready(best)  # or many tiles wait in memory
         found.append([_fetch(x, mesh)[: len(query) - start] for x in best])
     scores, indices = (np.concatenate(x) for x in zip(*found, strict=True))
@@ -230,24 +225,17 @@ def _count(
     return lax.fori_loop(0, most, step, (zeros, zeros))
 
 
-@functools.partial(jax.jit, static_argnames="k")
+@jax.jit
 def _merge(
-    best: tuple[jax.Array, jax.Array] | None,
-    tile: jax.Array,
-    offset: ArrayLike,
-    *,
-    k: int,
+    scores: jax.Array, indices: jax.Array, tile: jax.Array, offset: ArrayLike
 ) -> tuple[jax.Array, jax.Array]:
-    """The best of `best` ((B, K) scores, indices) and of the tile (B, M)."""
-    scores, indices = lax.top_k(tile, min(k, tile.shape[1]))
-    indices += offset
-    if best is not None:
-        # `best` is of lower indices and stands first, so it wins among equals.
-        scores = jnp.concatenate([best[0], scores], axis=1)
-        indices = jnp.concatenate([best[1], indices], axis=1)
-        scores, place = lax.top_k(scores, min(k, scores.shape[1]))
-        indices = jnp.take_along_axis(indices, place, axis=1)
-    return scores, indices
+    """The k best of (B, k) scores and indices, best first, and of the tile (B, M)."""
+    k = scores.shape[1]
+    new, place = lax.top_k(tile, min(k, tile.shape[1]))
+    # The old ones are of lower indices and stand first, so they win among equals.
+    indices = jnp.concatenate([indices, place + offset], axis=1)
+    scores, place = lax.top_k(jnp.concatenate([scores, new], axis=1), k)
+    return scores, jnp.take_along_axis(indices, place, axis=1)
 
 
 def _ranks(
@@ -320,7 +308,7 @@ def _padded(part: np.ndarray, rows: int) -> np.ndarray:
 
 
 def _place(value: np.ndarray | jax.Array, mesh: Mesh | None, where: str) -> jax.Array:
-    """`value`, the same on every process, on the devices: "whole", or its "rows" shared."""
+    """On the devices, what every process has: "whole" on each, or its "rows" shared."""
     if mesh is None:
         return jnp.asarray(value)
     spec = PartitionSpec(mesh.axis_names) if where == "rows" else PartitionSpec()

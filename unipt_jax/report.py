@@ -105,15 +105,26 @@ class Report:
 
     def _line(self, step: int, values: Mapping[str, float]) -> None:
         shown = " ".join(
-            f"{name} {value:,.0f}" if name == "images_per_second" else f"{name} {value:.4g}"
+            f"{name} {value:,.0f}"
+            if name == "images_per_second"
+            else f"{name} {value:.4g}"
             for name, value in values.items()
         )
         done = step - self._start
-        left = (time.monotonic() - self._begin) / done * (self._total - step) if done > 0 else 0
+        left = (
+            (time.monotonic() - self._begin) / done * (self._total - step)
+            if done > 0
+            else 0
+        )
         line = f"step {step}/{self._total}  {shown}  {clock(left)} left"
         if self._terminal:
             width = shutil.get_terminal_size().columns
-            print(f"\r{line[: width - 1]:<{width - 1}}", end="", file=sys.stderr, flush=True)
+            print(
+                f"\r{line[: width - 1]:<{width - 1}}",
+                end="",
+                file=sys.stderr,
+                flush=True,
+            )
         else:
             print(line, file=sys.stderr, flush=True)
 

@@ -30,7 +30,9 @@ def make_mesh(*, data: int, fsdp: int) -> Mesh:
             f"mesh.data={data} x mesh.fsdp={fsdp} needs {data * fsdp} devices, here "
             f"are {devices}; set mesh.data=0 to take all that mesh.fsdp leaves"
         )
-    return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    return jax.make_mesh(
+        (data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2
+    )
 
 
 def check_batch(name: str, size: int, mesh: Mesh) -> None:
@@ -46,7 +48,9 @@ def shardings(values: Any, mesh: Mesh) -> Any:
     """The placement of each leaf of a train state or of parameters, by `RULES`."""
 
     def place(leaf: Any, rule: str) -> NamedSharding:
-        return NamedSharding(mesh, _split(leaf.shape, mesh) if rule == "split" else PartitionSpec())
+        return NamedSharding(
+            mesh, _split(leaf.shape, mesh) if rule == "split" else PartitionSpec()
+        )
 
     return jax.tree.map(place, values, tree.assign(values, RULES))
 

@@ -237,18 +237,13 @@ def due(step: int, every: int) -> bool:
 
 
 def fit(config, workdir, model, objective, batches, tokenizer, steps, mesh) -> None:
-    """The loop, from the last checkpoint to the last step, and what follows it."""
+    """From the last checkpoint to the last step; then test, once."""
     optimiser = make_optimiser(config, steps)
     state, shardings = initial_state(model, optimiser, config.seed, mesh)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.keep)
     start = checkpoints.latest() or 0
     if start:
         state = checkpoints.restore(state, start)
-    log = report.Report(
-        workdir, start=start, total=steps, batch_size=config.batch_size
-    )
-    if start:
-        log.say(f"resumes after step {start}")
     encoder = encoders.Encoder(
         model=model,
         params=None,
@@ -258,44 +253,73 @@ def fit(config, workdir, model, objective, batches, tokenizer, steps, mesh) -> N
         std=config.pixels.std,
         lengths=tuple(sorted(config.data.lengths)),
     )
-    val = open_set(config, config.evaluate.val)
-    train_step = make_step(objective, optimiser, config.seed, shardings)
-    stream = placed(batches, start, config, mesh)
-    interrupt = _Interrupt()
-    every = config.every
-    previous = None
+    log = report.Report(workdir, start=start, total=steps, batch_size=config.batch_size)
+    if start:
+        log.say(f"resumes after step {start}")
+    loop = Loop(config, steps, optimiser, batches, checkpoints, log, encoder)
     try:
-        for step in range(start, steps):
-            state, metrics = train_step(state, next(stream))
-            done = step + 1  # updates completed: what every log and checkpoint counts
-            if step == start:
-                jax.block_until_ready(metrics)
-                log.started(done)
-            jax.block_until_ready(previous)  # the host stays one step ahead, no more
-            previous = metrics
-            stop = interrupt.at(done)
-            last = done == steps
-            if due(done, every.report) or due(done, every.save) or last or stop:
-                check_finite(state, batches, optimiser)
-            if due(done, every.report) or last:
-                log.write(done, jax.device_get(metrics))
-            scores = None
-            if val is not None and (due(done, every.evaluate) or last):
-                scores = validate(config, encoder, state, val, log, done)
-            if scores or due(done, every.save) or last or stop:
-                checkpoints.save(state, done, scores)
-                log.flush()
-            if stop and not last:
-                checkpoints.wait()
-                raise Stopped(f"stopped at step {done} of {steps} and saved; the same "
-                              "command goes on from there")
+        train_step = make_step(objective, optimiser, config.seed, shardings)
+        state = loop.run(state, train_step, placed(batches, start, config, mesh), start)
         checkpoints.wait()
         best = checkpoints.best()
-        params = checkpoints.restore_params(state.params, best) if best else state.params
+        params = checkpoints.restore_params(state.params, best)
     finally:
         log.close()
         checkpoints.close()
     finish(config, workdir, encoder, params, best)
+
+
+@dataclasses.dataclass
+class Loop:
+    """The steps, and what is due between them."""
+
+    config: Any
+    steps: int
+    optimiser: optim.Optimiser
+    batches: pipeline.TrainBatches
+    checkpoints: Checkpoints
+    log: report.Report
+    encoder: encoders.Encoder
+
+    def run(
+        self, state: TrainState, train_step: Callable, stream: Iterator, start: int
+    ) -> TrainState:
+        """From `start` to the last step. Raises Stopped after a SIGTERM, saved."""
+        interrupt, previous = _Interrupt(), None
+        val = open_set(self.config, self.config.evaluate.val)
+        for step in range(start, self.steps):
+            state, metrics = train_step(state, next(stream))
+            done = step + 1  # updates completed: what every log and checkpoint counts
+            if step == start:
+                jax.block_until_ready(metrics)
+                self.log.started(done)
+            jax.block_until_ready(previous)  # the host stays one step ahead, no more
+            previous = metrics
+            stop = interrupt.at(done)
+            self.after(state, metrics, done, val, stop)
+            if stop and done < self.steps:
+                self.checkpoints.wait()
+                raise Stopped(
+                    f"stopped at step {done} of {self.steps} and saved; the same "
+                    "command goes on from there"
+                )
+        return state
+
+    def after(self, state, metrics, done: int, val, stop: bool) -> None:
+        """Reports, validates and saves where that is due; first of all, looks whether
+        the numbers are still finite."""
+        every, last = self.config.every, done == self.steps
+        reports = due(done, every.report) or last
+        validates = val is not None and (due(done, every.evaluate) or last)
+        saves = due(done, every.save) or validates or last or stop
+        if reports or saves:
+            check_finite(state, self.batches, self.optimiser)
+        if reports:
+            self.log.write(done, jax.device_get(metrics))
+        scores = validate(self, state, val, done) if validates else None
+        if saves:
+            self.log.flush()
+            self.checkpoints.save(state, done, scores)
 
 
 def placed(
@@ -337,18 +361,18 @@ def open_set(config: Any, split: str) -> evaluate.RetrievalSet | None:
     return evaluate.read_set(config.evaluate.records or config.data.records, split)
 
 
-def validate(config, encoder, state, val, log, step) -> dict[str, float]:
+def validate(loop: Loop, state: TrainState, val, step: int) -> dict[str, float]:
     """Ranks the validation split with the parameters as they are."""
     begin = time.monotonic()
     figures, _, _ = evaluate.evaluate(
-        dataclasses.replace(encoder, params=state.params),
+        dataclasses.replace(loop.encoder, params=state.params),
         val,
-        batch_size=config.evaluate.batch_size,
-        threads=config.data.threads,
+        batch_size=loop.config.evaluate.batch_size,
+        threads=loop.config.data.threads,
     )
     scores = {name: float(figures[name]) for name in evaluate.FIGURES}
-    log.write(step, {f"val_{k}": v for k, v in scores.items()}, speed=False)
-    log.pause(begin)
+    loop.log.write(step, {f"val_{k}": v for k, v in scores.items()}, speed=False)
+    loop.log.pause(begin)
     return scores
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from unipt_jax.data import images
-from unipt_jax.data.records import CaptionRecord, PersonRecord, Records
+from unipt_jax.data.records import PersonRecord, Records
 from unipt_jax.data.tokenizers import Tokenizer
 from unipt_jax.errors import UserError
 

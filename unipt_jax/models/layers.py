@@ -104,7 +104,9 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        h = Dense(self.hidden, dtype=self.dtype, name="fc1")(x)  # (B, S, D) -> (B, S, F)
+        h = Dense(self.hidden, dtype=self.dtype, name="fc1")(
+            x
+        )  # (B, S, D) -> (B, S, F)
         h = jax.nn.gelu(h, approximate=False)
         h = Dropout(self.dropout, name="dropout_hidden")(h, train)
         return Dense(x.shape[-1], dtype=self.dtype, name="fc2")(h)

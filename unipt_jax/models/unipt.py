@@ -61,7 +61,9 @@ class DualEncoder(nn.Module):
             self.text.vocabulary, self.mlm_tied, self.text.norm_eps, self.dtype
         )
         if self.temperature not in ("none", "fixed", "learned"):
-            raise ValueError(f"temperature '{self.temperature}' is not one of none, fixed, learned")
+            raise ValueError(
+                f"temperature '{self.temperature}' is not one of none, fixed, learned"
+            )
         if self.temperature == "learned":
             log_scale = jnp.log(jnp.float32(1 / self.temperature_init))
             self.log_scale = self.param("log_scale", lambda _: log_scale)
