@@ -19,7 +19,7 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from data_prep import synthetic_text
+from data_prep.synthetic import annotations as texts
 from unipt_jax.data import records
 
 GRID = (4, 12)  # width, height in pixels of what the ridge regression sees
@@ -49,7 +49,7 @@ class Words:
     """Bags of words, weighted by how rare a word is and of length 1, then centred."""
 
     def __init__(self, captions: Sequence[Sequence[str]]):
-        bags = [{w for c in few for w in synthetic_text.tokens(c)} for few in captions]
+        bags = [{w for c in few for w in texts.tokens(c)} for few in captions]
         counts = Counter(word for bag in bags for word in sorted(bag))
         self.index = {word: i for i, word in enumerate(sorted(counts))}
         self.idf = np.array([np.log(len(bags) / counts[w]) for w in self.index])
@@ -59,7 +59,7 @@ class Words:
     def __call__(self, captions: Sequence[Sequence[str]]) -> np.ndarray:
         bags = np.zeros((len(captions), len(self.index)))
         for bag, few in zip(bags, captions, strict=True):
-            for word in (w for c in few for w in synthetic_text.tokens(c)):
+            for word in (w for c in few for w in texts.tokens(c)):
                 if word in self.index:
                     bag[self.index[word]] = 1.0
         bags *= self.idf
@@ -120,7 +120,7 @@ def oracle(
     A query agrees with an image by the words that an annotator of it could have used
     (a loose word counts for less), each weighted by how few images it is said of.
     """
-    said = [synthetic_text.vocabulary(row) for row in attributes]
+    said = [texts.vocabulary(row) for row in attributes]
     index = {w: i for i, w in enumerate(sorted(set().union(*said)))}
     table = np.zeros((len(said), len(index)))
     for row, known in zip(table, said, strict=True):
@@ -129,7 +129,7 @@ def oracle(
     idf = np.log(len(said) / table.sum(axis=0).clip(1.0))
     asked = np.zeros((len(queries), len(index)))
     for row, query in zip(asked, queries, strict=True):
-        for word in synthetic_text.mentions(query):
+        for word in texts.mentions(query):
             if word in index:
                 row[index[word]] = 1.0
     return np.round((asked * idf) @ table.T, 9)
@@ -150,7 +150,7 @@ def measure(folder: str) -> dict[str, float | int]:
         for k, rows in split.items()
     }
     clean = [
-        synthetic_text.annotations(record.attributes, seed=(index, 99))
+        texts.annotations(record.attributes, seed=(index, 99))
         for index, record in enumerate(split["pretrain"])
     ]
     choose = seen["val"], asked["val"], wanted["val"], ids["val"]

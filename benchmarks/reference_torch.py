@@ -1,14 +1,18 @@
 """UniPT's pre-training step in PyTorch, from transformers' modules: what ours races.
 
-In: uint8 images and padded token ids. Out: one AdamW update and its loss. Twice: `plain`
+In: uint8 images and padded token ids. Out: one AdamW update and its loss. Twice: `eager`
 writes METHOD.md, section 2, down as it stands; `expert` knows every trick that ours does
-and those that PyTorch has of its own. The weights are random.
+and those that PyTorch has of its own: SDPA, a fused AdamW, on a CPU oneDNN's products
+(torch 2.13's MKL keeps to AVX2 on AMD: 110 against 240 GFLOP/s a core), on a GPU
+torch.compile (on a CPU it gained nothing: pointwise work is a small share there). The
+weights are random.
 """
 
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -91,7 +95,12 @@ class Model(nn.Module):
     def mlm_logits(self, features: torch.Tensor) -> torch.Tensor:
         """(..., D) -> (..., V): a product with the token embedding."""
         kernel = self.text.get_input_embeddings().weight
-        return F.linear(self.mlm_transform(features), kernel, self.mlm_bias)
+        return self.product(self.mlm_transform(features), kernel, self.mlm_bias)
+
+    @staticmethod
+    def product(x: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor):
+        """x @ kernel.T + bias."""
+        return F.linear(x, kernel, bias)
 
 
 def _sizes(tower: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,6 +122,44 @@ def _drop_hidden(tower: nn.Module, rate: float) -> None:
         for name, child in module.named_children():
             if isinstance(child, GELUActivation):
                 setattr(module, name, nn.Sequential(nn.GELU(), nn.Dropout(rate)))
+
+
+def _onednn(x: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None = None):
+    """x @ kernel.T + bias, for a CPU: the product that torch.compile has at inference."""
+    return torch.ops.mkldnn._linear_pointwise(x, kernel, bias, "none", [], "")
+
+
+class OneDnnProduct(torch.autograd.Function):
+    """F.linear in float32 with all three of its products by oneDNN."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor):
+        ctx.save_for_backward(x, kernel)
+        return _onednn(x, kernel, bias)
+
+    @staticmethod
+    def backward(ctx, g: torch.Tensor):
+        x, kernel = ctx.saved_tensors
+        rows, inputs = g.reshape(-1, g.shape[-1]), x.reshape(-1, x.shape[-1])
+        dx = (
+            _onednn(rows, kernel.t()).view(x.shape) if ctx.needs_input_grad[0] else None
+        )
+        return dx, _onednn(rows.t(), inputs.t()), rows.sum(0)
+
+
+class OneDnnLinear(nn.Linear):
+    """nn.Linear by oneDNN."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return OneDnnProduct.apply(x, self.weight, self.bias)
+
+
+def use_onednn(model: Model) -> None:
+    """Gives every dense layer of the model, and the tied head, oneDNN's products."""
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = OneDnnLinear
+    model.product = OneDnnProduct.apply
 
 
 def pixels(images: torch.Tensor) -> torch.Tensor:
@@ -142,7 +189,12 @@ def allowed(ids: torch.Tensor, tokens: Tokens) -> torch.Tensor:
 
 
 def plain_loss(
-    model: Model, images: torch.Tensor, ids: torch.Tensor, *, tokens: Tokens, rate: float
+    model: Model,
+    images: torch.Tensor,
+    ids: torch.Tensor,
+    *,
+    tokens: Tokens,
+    rate: float,
 ) -> torch.Tensor:
     """METHOD.md as it stands: two passes of the text tower, the head over every place."""
     mask = ids != tokens.pad
@@ -157,7 +209,12 @@ def plain_loss(
 
 
 def expert_loss(
-    model: Model, images: torch.Tensor, ids: torch.Tensor, *, tokens: Tokens, rate: float
+    model: Model,
+    images: torch.Tensor,
+    ids: torch.Tensor,
+    *,
+    tokens: Tokens,
+    rate: float,
 ) -> torch.Tensor:
     """One pass of 2B texts, the head where a word is hidden, an exact share of words."""
     mask = ids != tokens.pad
@@ -177,3 +234,95 @@ def expert_loss(
     logits = model.mlm_logits(hidden).flatten(0, 1).float()
     mlm = F.cross_entropy(logits, targets.masked_fill(~used, -100).flatten())
     return contrastive(image, text) + mlm
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """AdamW's two groups: biases and norms do not decay."""
+    vectors = [p for p in model.parameters() if p.ndim == 1]
+    others = [p for p in model.parameters() if p.ndim > 1]
+    return [
+        {"params": others, "weight_decay": weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+
+
+def rate_factor(step: int, *, warmup: int, total: int) -> float:
+    """Up over `warmup` steps, then linearly to 0: `optim.make_schedule`'s numbers."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return max(0.0, 1 - (step - warmup) / (total - warmup))
+
+
+class Reference:
+    """Model, optimiser and schedule; `step` is one update."""
+
+    def __init__(
+        self,
+        config,
+        kind: str,
+        tokens: Tokens,
+        *,
+        total: int,
+        device: str,
+        threads: int,
+    ) -> None:
+        """config: of our pretrain job. kind: "eager" or "expert". total: steps."""
+        if device == "cuda" and not torch.cuda.is_available():
+            raise UserError(
+                "jax sees a GPU and this PyTorch does not; install a CUDA build of it"
+            )
+        torch.set_num_threads(threads)
+        torch.manual_seed(config.seed)
+        self.device, self.dtype = device, DTYPES[config.model.dtype]
+        expert = kind == "expert"
+        self._memory_before = torch.cuda.memory_allocated() if device == "cuda" else 0
+        model = Model(config.model.to_dict(), tokens, "sdpa" if expert else "eager")
+        self.model = model.to(device).train()
+        options = config.optimiser
+        self.optimiser = torch.optim.AdamW(
+            decay_groups(self.model, options.weight_decay),
+            lr=config.lr,
+            betas=tuple(options.betas),
+            eps=options.eps,
+            fused=expert or None,
+        )
+        factor = functools.partial(
+            rate_factor, warmup=math.ceil(config.warmup * total), total=total
+        )
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, factor)
+        loss = expert_loss if expert else plain_loss
+        self.loss = functools.partial(loss, tokens=tokens, rate=config.mlm.rate)
+        if expert and device == "cuda":
+            torch.set_float32_matmul_precision("high")
+            self.loss = torch.compile(self.loss)
+        elif expert and self.dtype == torch.float32:
+            use_onednn(self.model)
+
+    def step(self, batch: tuple[np.ndarray, np.ndarray], wait: bool) -> float | None:
+        """One update from (B, H, W, 3) uint8 and (B, L) ids; its loss, if waited for."""
+        images = torch.from_numpy(batch[0]).to(self.device, non_blocking=True)
+        ids = torch.from_numpy(batch[1]).long().to(self.device, non_blocking=True)
+        self.optimiser.zero_grad(set_to_none=True)
+        with self._precision():
+            loss = self.loss(self.model, images, ids)
+        loss.backward()
+        self.optimiser.step()
+        self.schedule.step()
+        if not wait:
+            return None
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        return loss.item()
+
+    def _precision(self) -> contextlib.AbstractContextManager:
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device, self.dtype)
+
+    def peak_gib(self) -> float | None:
+        """The most memory that this one held on the GPU; None on a CPU."""
+        if self.device != "cuda":
+            return None
+        peak = torch.cuda.max_memory_allocated() - self._memory_before
+        torch.cuda.reset_peak_memory_stats()
+        return round(peak / 2**30, 2)

@@ -47,7 +47,10 @@ class Checkpoints:
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=True,
             ),
-            item_names=("params", "rest"),
+            item_handlers={
+                "params": ocp.StandardCheckpointHandler(),
+                "rest": ocp.StandardCheckpointHandler(),
+            },
         )
 
     def latest(self) -> int | None:

@@ -10,13 +10,12 @@ import pytest
 import tokenizers
 from PIL import Image
 
-from data_prep import synthetic, synthetic_draw, synthetic_people, synthetic_text
-from data_prep import synthetic_pseudo as pseudo
-from data_prep import synthetic_words as words
+from data_prep import synthetic
+from data_prep.synthetic import annotations, draw, people, pseudo, words
 from unipt_jax.data import records
 from unipt_jax.errors import UserError
 
-ATTRIBUTES = (*synthetic_people.REQUIRED, *synthetic_people.OPTIONAL)
+ATTRIBUTES = (*people.REQUIRED, *people.OPTIONAL)
 
 
 def read(folder, split, kind=records.PersonRecord):
@@ -91,29 +90,27 @@ def test_an_identity_is_seen_by_four_cameras_and_keeps_its_clothes(shots):
 
 def test_every_attribute_is_there_with_a_legal_value(shots):
     legal = {
-        "age": set(synthetic_people.AGES),
-        "gender": set(synthetic_people.GENDERS),
-        "action": {*synthetic_people.ACTIONS, "riding"},
-        "hair": set(synthetic_people.HAIR["man"]),
+        "age": set(people.AGES),
+        "gender": set(people.GENDERS),
+        "action": {*people.ACTIONS, "riding"},
+        "hair": set(people.HAIR["man"]),
     }
-    legal |= {k: {"", *v} for k, v in synthetic_people.VALUES.items()}
+    legal |= {k: {"", *v} for k, v in people.VALUES.items()}
     for shot in shots:
         row = shot.attributes
         assert all(isinstance(value, str) for value in row.values())
         for name, values in legal.items():
             assert row[name] in values, name
-        assert row["upper"] == synthetic_people.upper_name(row)
-        assert row["lower"] == synthetic_people.lower_name(row)
+        assert row["upper"] == people.upper_name(row)
+        assert row["lower"] == people.lower_name(row)
     assert len(ATTRIBUTES) == 14
 
 
 def test_optional_attributes_are_as_frequent_as_they_are_said_to_be():
-    people = [
-        synthetic_people.draw_person(np.random.default_rng((0, i))) for i in range(4000)
-    ]
-    for name, share in synthetic_people.FREQUENCIES.items():
-        found = np.mean([bool(p.attributes[name]) for p in people])
-        spread = 4 * np.sqrt(share * (1 - share) / len(people))
+    crowd = [people.draw_person(np.random.default_rng((0, i))) for i in range(4000)]
+    for name, share in people.FREQUENCIES.items():
+        found = np.mean([bool(p.attributes[name]) for p in crowd])
+        spread = 4 * np.sqrt(share * (1 - share) / len(crowd))
         # children do not smoke, and who holds an umbrella does not ride
         assert share * 0.88 - spread < found < share + spread, name
 
@@ -130,7 +127,7 @@ def attribute_words():
 
     def visit(value):
         if isinstance(value, str):
-            found.update(synthetic_text.tokens(value.replace("{", " {")))
+            found.update(annotations.tokens(value.replace("{", " {")))
         elif isinstance(value, dict):
             for item in value.values():
                 visit(item)
@@ -190,7 +187,7 @@ def test_what_cannot_be_seen_is_rarely_told(shots):
         for facing in ("back", "front")
     ]
     told = [
-        bool(set(synthetic_text.tokens(" ".join(synthetic_text.annotations(
+        bool(set(annotations.tokens(" ".join(annotations.annotations(
             row, seed=i)))) & {"sunglasses", "shades", "glasses"})
         for i, row in enumerate(behind)
     ]  # fmt: skip
@@ -222,7 +219,7 @@ def test_captions_are_aligned_with_pretrain(folder):
     said = read(folder / "captions", "pretrain", records.CaptionRecord)
     assert [r.image_id for r in images] == [r.image_id for r in said]
     for record in said:
-        for name in synthetic_people.REQUIRED:
+        for name in people.REQUIRED:
             assert record.evidence[name]["phrase"]
 
 
@@ -256,7 +253,7 @@ def test_images_have_the_size_asked_for(folder):
     assert first.image[:2] == b"\xff\xd8"
     shot = next(synthetic.shots("test", 1, seed=0))
     for height, width in ((192, 64), (384, 128), (64, 48)):
-        image = synthetic_draw.render(
+        image = draw.render(
             shot.person, shot.view, key=(0,), height=height, width=width
         )
         assert image.size == (width, height) and image.mode == "RGB"
@@ -267,12 +264,12 @@ def test_images_have_the_size_asked_for(folder):
 def drawn(facing="front", **changes):
     """One plain man, drawn without the camera's grain; changes: of his attributes."""
     for index in range(500):
-        person = synthetic_people.draw_person(np.random.default_rng((9, index)))
+        person = people.draw_person(np.random.default_rng((9, index)))
         row = person.attributes
-        bare = not any(row[name] for name in synthetic_people.OPTIONAL)
+        bare = not any(row[name] for name in people.OPTIONAL)
         if bare and (row["upper_type"], row["shoes"]) == ("T-shirt", "shoes"):
             break
-    view = synthetic_people.draw_view(np.random.default_rng(1), person, 0)
+    view = people.draw_view(np.random.default_rng(1), person, 0)
     view = dataclasses.replace(
         view, facing=facing, action="standing", noise=0, blur=0.0, occluder=""
     )
@@ -280,7 +277,7 @@ def drawn(facing="front", **changes):
     person = dataclasses.replace(
         person, attributes=row, rgb={**person.rgb, "pattern": (240, 30, 200)}
     )
-    image = synthetic_draw.render(person, view, key=(1,), height=192, width=64)
+    image = draw.render(person, view, key=(1,), height=192, width=64)
     return np.asarray(image).astype(int)
 
 

@@ -3,7 +3,9 @@
 A tokenizer folder holds `tokenizer.json`, or BERT's `vocab.txt`.
 """
 
+import collections
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -153,15 +155,37 @@ def _fetch(name: str) -> pathlib.Path:
 def train(texts: Iterable[str], *, size: int) -> Tokenizer:
     """A lower-case WordPiece vocabulary of at most `size` tokens, from texts.
 
-    The same texts give the same vocabulary.
+    The same texts give the same vocabulary, in any process.
     """
-    backend = _wordpiece({t: i for i, t in enumerate(SPECIAL)}, lowercase=True)
-    trainer = hf.trainers.WordPieceTrainer(
-        vocab_size=size, special_tokens=list(SPECIAL), show_progress=False
+    words = {token: i for i, token in enumerate([*SPECIAL, *_pieces(texts, size)])}
+    return Tokenizer("", _wordpiece(words, lowercase=True))
+
+
+def _pieces(texts: Iterable[str], size: int) -> list[str]:
+    """Letters, and the commonest pairs of neighbouring pieces joined, again and again.
+
+    So does the library's own trainer, but that one breaks ties by chance, this one by
+    the alphabet.
+    """
+    normalise = hf.normalizers.BertNormalizer(lowercase=True).normalize_str
+    split = hf.pre_tokenizers.BertPreTokenizer().pre_tokenize_str
+    counts = collections.Counter(
+        word for text in texts for word, _ in split(normalise(text))
     )
-    backend.train_from_iterator(texts, trainer)
-    vocabulary = backend.get_vocab()
-    # The library numbers tokens of equal frequency in no fixed order: number them anew.
-    words = sorted(set(vocabulary) - set(SPECIAL), key=lambda w: (len(w), w))
-    ordered = {token: i for i, token in enumerate([*SPECIAL, *words])}
-    return Tokenizer("", _wordpiece(ordered, lowercase=True))
+    words = {w: [w[0], *(f"##{letter}" for letter in w[1:])] for w in counts}
+    pieces = {piece for spelt in words.values() for piece in spelt}
+    while len(pieces) < size - len(SPECIAL):
+        pairs: collections.Counter = collections.Counter()
+        for word, spelt in words.items():
+            for pair in itertools.pairwise(spelt):
+                pairs[pair] += counts[word]
+        if not pairs:
+            break
+        left, right = best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merged = left + right.removeprefix("##")
+        pieces.add(merged)
+        for spelt in words.values():
+            for at in range(len(spelt) - 2, -1, -1):
+                if tuple(spelt[at : at + 2]) == best:
+                    spelt[at : at + 2] = [merged]
+    return sorted(pieces)

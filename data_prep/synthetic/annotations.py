@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from data_prep import synthetic_words as words
-from data_prep.synthetic_people import pick
+from data_prep.synthetic import words
+from data_prep.synthetic.people import pick
 
 # The chance that an attribute is told, and that a thing out of sight is.
 MENTION = {
@@ -296,7 +296,7 @@ def annotations(
 ) -> tuple[str, ...]:
     """What `count` annotators write about an image of those attributes.
 
-    attributes: as `synthetic_people.attributes` gives them.
+    attributes: as `people.attributes` gives them.
     """
     rng = np.random.default_rng(seed)
     texts = []

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
-from data_prep.synthetic_people import Person, View
+from data_prep.synthetic.people import Person, View
 
 RGB = tuple[int, int, int]
 Point = tuple[float, float]

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from data_prep import synthetic_people as people
-from data_prep.synthetic_people import OPTIONAL, REQUIRED, pick, pick_weighted
+from data_prep.synthetic import people
+from data_prep.synthetic.people import OPTIONAL, REQUIRED, pick, pick_weighted
 
 CORRUPTED = 0.2  # the share of attributes told wrongly
 

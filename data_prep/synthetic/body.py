@@ -6,8 +6,8 @@ In: a `Pen`, a `Body`, a `Person`. Out: legs, torso, arms and head on the pen's 
 import itertools
 import math
 
-from data_prep.synthetic_pen import RGB, Body, Pen, Point, Row, along, mix, shade
-from data_prep.synthetic_people import Person
+from data_prep.synthetic.pen import RGB, Body, Pen, Point, Row, along, mix, shade
+from data_prep.synthetic.people import Person
 
 # Upper garments: hem below (or above) the crotch, share of the arm in sleeves.
 HEMS = {

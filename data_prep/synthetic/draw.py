@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from data_prep import synthetic_body as body_parts
-from data_prep import synthetic_things as things
-from data_prep.synthetic_pen import RGB, Pen, body_of, mix, shade
-from data_prep.synthetic_people import Person, View
+from data_prep.synthetic import body as body_parts
+from data_prep.synthetic import things
+from data_prep.synthetic.pen import RGB, Pen, body_of, mix, shade
+from data_prep.synthetic.people import Person, View
 
 OVERSAMPLING = 2
 JPEG_QUALITY = 92

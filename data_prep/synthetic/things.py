@@ -3,8 +3,8 @@
 In: a `Pen`, a `Body`, a `Person`. Out: the thing on the pen's sheet.
 """
 
-from data_prep.synthetic_pen import RGB, Body, Pen, mix, shade
-from data_prep.synthetic_people import Person
+from data_prep.synthetic.pen import RGB, Body, Pen, mix, shade
+from data_prep.synthetic.people import Person
 
 EYE = (26, 22, 24)
 LIPS = (176, 62, 66)

@@ -5,23 +5,18 @@ In: a number of test identities and a seed. Out: one folder with person records 
 `tokenizer/` (a WordPiece vocabulary of their words, as transformers opens it).
 """
 
-import collections
 import contextlib
 import dataclasses
-import itertools
-import json
 import multiprocessing
 import os
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-import tokenizers
 from etils import epath
 
-from data_prep import synthetic_draw as draw
-from data_prep import synthetic_people as people
-from data_prep import synthetic_pseudo as pseudo
-from data_prep import synthetic_text as text
+from data_prep.synthetic import annotations as text
+from data_prep.synthetic import draw, people, pseudo
+from unipt_jax.data import tokenizers
 from unipt_jax.data.records import (
     UNKNOWN,
     CaptionRecord,
@@ -35,7 +30,6 @@ VERSION = 1
 SPLITS = ("test", "val", "train", "pretrain")
 IMAGES = 4  # of one identity, each from a camera of its own
 CAPTIONS = 2  # of one annotated image
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 VOCABULARY = 1200  # the most tokens; the words used are fewer
 
 
@@ -57,17 +51,17 @@ class Shot:
 
     @property
     def attributes(self) -> dict[str, str]:
-        """What is true of the image; see `synthetic_people.attributes`."""
+        """What is true of the image; see `people.attributes`."""
         return people.attributes(self.person, self.view)
 
 
 def sizes(identities: int, pretrain_images: int = 0) -> dict[str, int]:
-    """Split name -> number of images. pretrain_images: 0 means 24 an identity."""
+    """Split name -> number of images. pretrain_images: 0 means 80 an identity."""
     return {
         "test": identities * IMAGES,
         "val": max(1, round(0.4 * identities)) * IMAGES,
         "train": max(1, round(0.5 * identities)) * IMAGES,
-        "pretrain": pretrain_images or 24 * identities,
+        "pretrain": pretrain_images or 80 * identities,
     }
 
 
@@ -129,53 +123,6 @@ def _records(
         )
 
 
-def wordpieces(texts: Iterable[str], size: int) -> list[str]:
-    """A WordPiece vocabulary of at most `size`, special tokens first.
-
-    Merges the commonest pair of neighbouring pieces, again and again, as the trainer of
-    `tokenizers` does; that one breaks ties by chance, this one by the alphabet.
-    """
-    split = tokenizers.pre_tokenizers.BertPreTokenizer().pre_tokenize_str
-    counts = collections.Counter(
-        word for text in texts for word, _ in split(text.lower())
-    )
-    words = {w: [w[0], *(f"##{letter}" for letter in w[1:])] for w in counts}
-    pieces = {piece for spelt in words.values() for piece in spelt}
-    while len(pieces) < size - len(SPECIAL):
-        pairs: collections.Counter = collections.Counter()
-        for word, spelt in words.items():
-            for pair in itertools.pairwise(spelt):
-                pairs[pair] += counts[word]
-        if not pairs:
-            break
-        left, right = best = min(pairs, key=lambda pair: (-pairs[pair], pair))
-        merged = left + right.removeprefix("##")
-        pieces.add(merged)
-        for spelt in words.values():
-            for at in range(len(spelt) - 2, -1, -1):
-                if tuple(spelt[at : at + 2]) == best:
-                    spelt[at : at + 2] = [merged]
-    return [*SPECIAL, *sorted(pieces)]
-
-
-def write_tokenizer(folder: str | os.PathLike, texts: Iterable[str]) -> None:
-    """Writes a vocabulary of the texts as BERT's is written, for transformers to open."""
-    folder = epath.Path(folder)
-    folder.mkdir(parents=True)
-    pieces = wordpieces(texts, VOCABULARY)
-    vocabulary = {piece: index for index, piece in enumerate(pieces)}
-    tokenizer = tokenizers.BertWordPieceTokenizer(vocabulary, lowercase=True)
-    (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in pieces))
-    (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True))
-    config = {
-        "tokenizer_class": "BertTokenizer",
-        "do_lower_case": True,
-        "model_max_length": 512,
-        **{f"{token[1:-1].lower()}_token": token for token in SPECIAL},
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
-
-
 def build(
     out: str | os.PathLike,
     *,
@@ -190,14 +137,14 @@ def build(
 
     identities: of the test split; `sizes` says what follows from it. height, width: of
     the images, in pixels. workers: processes that draw, None for one a core; the set
-    is the same for any number. pretrain_images: 0 means 24 an identity.
+    is the same for any number. pretrain_images: 0 means 80 an identity.
     Raises `UserError` for a value that makes no set, and where `out` exists already.
     """
     if identities < 1 or height < 16 or width < 8 or pretrain_images < 0:
         raise UserError(
             f"identities {identities}, size {height}x{width}, pretrain_images "
             f"{pretrain_images}: identities must be 1 or more, the size 16x8 pixels or "
-            "more, pretrain_images 0 (24 an identity) or more"
+            "more, pretrain_images 0 (80 an identity) or more"
         )
     plan, first_id = {}, 0
     for split, count in sizes(identities, pretrain_images).items():
@@ -219,7 +166,7 @@ def build(
 
     def extras(folder: epath.Path) -> None:
         machine = [pseudo_record(shot) for shot in plan["pretrain"]]
-        said = {"made_by": "data_prep.synthetic_pseudo", "corrupted": pseudo.CORRUPTED}
+        said = {"made_by": "data_prep.synthetic.pseudo", "corrupted": pseudo.CORRUPTED}
         write_set(
             folder / "captions",
             CaptionRecord,
@@ -228,7 +175,7 @@ def build(
         )
         texts = [text for record in machine for text in record.captions]
         texts += [text for shot in plan["train"] for text in captions(shot)]
-        write_tokenizer(folder / "tokenizer", texts)
+        tokenizers.train(texts, size=VOCABULARY).save(folder / "tokenizer")
 
     with contextlib.closing(images):
         write_set(out, PersonRecord, splits, metadata=metadata, extras=extras)

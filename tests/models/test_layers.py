@@ -1,0 +1,189 @@
+"""Claims on dropout by counts, on attention and the MLP against numpy."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from helpers import five_sigma, mesh_of, random_params
+
+from unipt_jax import sharding
+from unipt_jax.models import layers
+
+dropout = jax.jit(layers.dropout, static_argnums=2)
+
+
+def kept(rate, shape=(512, 1024), seed=0):
+    """Where dropout at `rate` keeps an element of this shape."""
+    return (
+        np.asarray(dropout(jax.random.key(seed), np.ones(shape, np.float32), rate)) > 0
+    )
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_dropout_meets_its_rate_and_keeps_the_mean(rate):
+    x = np.ones((512, 1024), np.float32)
+    y = np.asarray(dropout(jax.random.key(0), x, rate))
+    assert abs((y == 0).mean() - rate) < five_sigma(rate, y.size)
+    # The rest is scaled by one over the kept share, met to 2^-17.
+    np.testing.assert_allclose(y[y > 0], 1 / (1 - rate), rtol=2**-17 / (1 - rate))
+    sigma = np.sqrt(rate / (1 - rate) / y.size)
+    assert abs(y.mean(dtype=np.float64) - 1) < 5 * sigma
+
+
+def test_dropout_scales_each_kept_element_of_any_value():
+    x = np.random.default_rng(0).standard_normal((64, 33)).astype(np.float32)
+    y = np.asarray(dropout(jax.random.key(0), x, 0.25))
+    np.testing.assert_allclose(y[y != 0], x[y != 0] / 0.75, rtol=2e-7)
+    assert 0 < (y == 0).sum() < y.size
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 33])
+def test_dropout_takes_odd_widths_and_drops_in_every_column(width):
+    share = (~kept(0.5, (4096, width))).mean(axis=0)
+    assert share.shape == (width,)
+    assert np.abs(share - 0.5).max() < five_sigma(0.5, 4096)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+@pytest.mark.parametrize(
+    ("down", "right"), [(0, 1), (0, 2), (0, 512), (1, 0), (1, 1), (256, 0)]
+)
+def test_neighbouring_elements_are_dropped_independently(rate, down, right):
+    mask = kept(rate)
+    rows, columns = 512 - down, 1024 - right
+    for step in (1, 2) if right == 1 else (1,):  # 2: the two halves of each word
+        a = mask[:rows, :columns:step]
+        b = mask[down:, right::step][:, : a.shape[1]]
+        both = (a & b).mean()
+        assert abs(both - (1 - rate) ** 2) < five_sigma((1 - rate) ** 2, a.size)
+
+
+def test_the_low_half_of_a_word_is_as_random_as_the_high_one():
+    for seed in range(2):
+        columns = (~kept(0.1, seed=seed)).mean(axis=0)
+        assert np.abs(columns - 0.1).max() < five_sigma(0.1, 512)
+
+
+def test_two_keys_drop_independently():
+    both = (kept(0.1) & kept(0.1, seed=1)).mean()
+    assert abs(both - 0.81) < five_sigma(0.81, 512 * 1024)
+
+
+@pytest.mark.parametrize("shape", [(16, 6, 33), (8, 2, 7, 7)])
+def test_dropout_on_8_devices_equals_1_bit_for_bit(shape):
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    placed = jax.device_put(x, sharding.batch_sharding(mesh_of(8, fsdp=2)))
+    one, eight = (dropout(jax.random.key(5), v, 0.3) for v in (x, placed))
+    assert len(eight.sharding.device_set) == 8
+    np.testing.assert_array_equal(one, eight)
+
+
+def test_the_gradient_of_dropout_has_the_same_mask():
+    x = np.random.default_rng(0).standard_normal((32, 17)).astype(np.float32)
+    y, back = jax.vjp(lambda x: layers.dropout(jax.random.key(1), x, 0.4), x)
+    seed = np.random.default_rng(1).standard_normal(x.shape).astype(np.float32)
+    (grad,) = back(seed)
+    scale = np.where(np.asarray(y) == 0, 0, 1 / 0.6)
+    # The kept share is 0.6 to 2^-17.
+    np.testing.assert_allclose(grad, seed * scale, rtol=2**-16)
+
+
+def test_dropout_keeps_16_bit_floats():
+    y = np.asarray(layers.dropout(jax.random.key(0), jnp.ones(999, jnp.bfloat16), 0.1))
+    assert y.dtype == jnp.bfloat16
+    assert set(np.unique(y.astype(np.float32))) == {0.0, 1.109375}  # 1/.9 in 8 bits
+
+
+def test_dropout_does_nothing_unless_training_at_a_rate():
+    x = np.ones((8, 8), np.float32)
+    rngs = {"dropout": jax.random.key(0)}
+    still = layers.Dropout(0.5).apply({}, x, False)  # needs no key
+    np.testing.assert_array_equal(still, x)
+    np.testing.assert_array_equal(layers.Dropout(0.0).apply({}, x, True), x)
+    assert (np.asarray(layers.Dropout(0.5).apply({}, x, True, rngs=rngs)) == 0).any()
+
+
+def test_two_layers_of_one_model_draw_different_masks():
+    class Pair(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            first = layers.Dropout(0.5, name="a")(x, True)
+            return first, layers.Dropout(0.5, name="b")(x, True)
+
+    x, rngs = np.ones((64, 64), np.float32), {"dropout": jax.random.key(0)}
+    a, b = (np.asarray(y) > 0 for y in Pair().apply({}, x, rngs=rngs))
+    assert abs((a & b).mean() - 0.25) < five_sigma(0.25, 4096)
+
+
+def attention_numpy(params, x, mask, heads):
+    """Softmax attention in float64, head by head."""
+    p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    q, k, v = (x @ p[n]["kernel"] + p[n]["bias"] for n in ("query", "key", "value"))
+    width = x.shape[-1] // heads
+    y = np.zeros_like(q)
+    for head in range(heads):
+        part = slice(head * width, (head + 1) * width)
+        logits = q[..., part] @ k[..., part].swapaxes(1, 2) / np.sqrt(width)
+        weights = np.exp(logits) * mask[:, None, :]
+        y[..., part] = weights / weights.sum(-1, keepdims=True) @ v[..., part]
+    return y @ p["out"]["kernel"] + p["out"]["bias"]
+
+
+def test_attention_equals_numpy_and_never_sees_a_masked_token():
+    x = np.random.default_rng(0).standard_normal((2, 5, 12)).astype(np.float32)
+    mask = np.arange(5) < np.array([[5], [3]])
+    module = layers.Attention(3)
+    params = random_params(module, x, mask, False)
+    y = np.asarray(module.apply({"params": params}, x, mask, False))
+    np.testing.assert_allclose(y, attention_numpy(params, x, mask, 3), atol=2e-6)
+    full = module.apply({"params": params}, x, None, False)
+    every = attention_numpy(params, x, np.ones_like(mask), 3)
+    np.testing.assert_allclose(full, every, atol=2e-6)
+    x[1, 3:] = 1e3  # padding of the second text
+    other = np.asarray(module.apply({"params": params}, x, mask, False))
+    np.testing.assert_array_equal(other[1, :3], y[1, :3])
+
+
+def test_attention_drops_weights_after_the_softmax():
+    # With values of 1 a head gives the sum of its kept weights: of 8 equal ones at rate
+    # .5, k are kept and each counts 1/4, so the sum is k / 4.
+    x = np.ones((64, 8, 4), np.float32)
+    module = layers.Attention(2, dropout=0.5)
+    zero = {"kernel": np.zeros((4, 4), np.float32), "bias": np.zeros(4, np.float32)}
+    value = zero | {"bias": np.ones(4, np.float32)}
+    out = zero | {"kernel": np.eye(4, dtype=np.float32)}
+    params = {"query": zero, "key": zero, "value": value, "out": out}
+    rngs = {"dropout": jax.random.key(0)}
+    y = np.asarray(module.apply({"params": params}, x, None, True, rngs=rngs))
+    np.testing.assert_array_equal(y * 4, np.round(y * 4))
+    assert abs((y / 2).mean() - 0.5) < five_sigma(0.5, 64 * 8 * 8 * 2)
+    assert (y[..., :2] != y[..., 2:]).any()  # each head has its own mask
+    still = module.apply({"params": params}, x, None, False)
+    np.testing.assert_array_equal(still, 1)
+
+
+def test_cudnn_attention_refuses_dropout_on_its_weights():
+    x = np.ones((2, 4, 8), np.float32)
+    module = layers.Attention(2, dropout=0.1, implementation="cudnn")
+    message = "attention 'cudnn' has no dropout on its weights; set attention_dropout"
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(lambda: module.init(jax.random.key(0), x, None, True))
+
+
+def test_mlp_has_the_exact_gelu():
+    x = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
+    module = layers.Mlp(7)
+    p = random_params(module, x, False)
+    h = x.astype(np.float64) @ p["fc1"]["kernel"] + p["fc1"]["bias"]
+    h = h * (1 + np.vectorize(math.erf)(h / np.sqrt(2))) / 2
+    y = h @ p["fc2"]["kernel"] + p["fc2"]["bias"]
+    # The tanh approximation of GELU is off by up to 5e-4.
+    np.testing.assert_allclose(module.apply({"params": p}, x, False), y, atol=2e-6)
+
+
+def test_an_unknown_remat_is_named():
+    with pytest.raises(ValueError, match="remat 'all' is not one of none, block, dots"):
+        layers.rematerialised(layers.Mlp, "all")
