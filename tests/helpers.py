@@ -69,6 +69,14 @@ def random_params(module, *args):
     return random_like(lambda key: module.init(key, *args)["params"])
 
 
+def apply(model, params, method, *args):
+    """A method of the model (None: its call), compiled as one program."""
+    run = quick_jit(
+        lambda params: model.apply({"params": params}, *args, method=method)
+    )
+    return np.asarray(run(params))
+
+
 def random_like(initialise):
     """Numpy parameters of the shapes that initialise(key) has; compiles nothing.
 

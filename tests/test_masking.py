@@ -5,7 +5,7 @@ import functools
 import jax
 import numpy as np
 import pytest
-from helpers import CLS, FIRST, MASK, PAD, SEP, five_sigma, mesh_of, texts
+from helpers import CLS, FIRST, MASK, PAD, SEP, five_sigma, mesh_of, quick_jit, texts
 
 from unipt_jax import masking, sharding
 
@@ -14,7 +14,7 @@ CONTINUATION = np.arange(VOCABULARY) % 5 < 2  # two of five ids continue a word
 CONTINUATION[:FIRST] = False
 
 
-@functools.partial(jax.jit, static_argnames="rate")
+@functools.partial(quick_jit, static_argnames="rate")
 def mask(key, tokens, continuation=None, rate=0.15):
     return masking.mask_tokens(
         key,
@@ -151,7 +151,7 @@ def test_whole_words_are_chosen_with_all_pieces_or_none_within_the_share():
 
 
 def test_whole_words_hide_each_piece_by_the_same_80_10_10_rule():
-    tokens = wordy([60] * 500, 62)
+    tokens = wordy([30] * 800, 32)
     masked, places, _, used = run(0, tokens, CONTINUATION)
     now = np.take_along_axis(masked, places, 1)[used == 1]
     p = 0.8 + 0.1 / VOCABULARY
@@ -171,7 +171,7 @@ def test_the_choice_is_the_same_on_8_devices_as_on_1(whole):
 
 @pytest.mark.parametrize("whole", [False, True])
 def test_two_keys_choose_differently_and_one_key_the_same(whole):
-    tokens = wordy([30] * 8, 32)
+    tokens = wordy([30] * 16, 32)
     continuation = CONTINUATION if whole else None
     first, again, other = (run(seed, tokens, continuation) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first[0], again[0])

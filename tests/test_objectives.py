@@ -6,7 +6,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import CLS, FIRST, MASK, PAD, SEP, arrays, build, images, mesh_of, texts
+from helpers import (
+    CLS,
+    FIRST,
+    MASK,
+    PAD,
+    SEP,
+    apply,
+    arrays,
+    build,
+    images,
+    mesh_of,
+    quick_jit,
+    texts,
+)
 
 from unipt_jax import masking, objectives, sharding
 from unipt_jax.data import transforms
@@ -63,11 +76,8 @@ def test_one_pass_of_clean_and_masked_texts_equals_two_passes_by_hand(monkeypatc
     run = quick_jit(objective(model, contrastive=0.7, mlm=1.3))
     total, metrics = run(params, BATCH, KEY)
 
-    def apply(method, *args):
-        return np.asarray(model.apply({"params": params}, *args, method=method))
-
-    image = apply("encode_image", normal(BATCH))
-    text = apply("encode_text", BATCH["tokens"])
+    image = apply(model, params, "encode_image", normal(BATCH))
+    text = apply(model, params, "encode_text", BATCH["tokens"])
     scale = np.exp(float(params["log_scale"]))
     logits = scale * image.astype(np.float64) @ text.T
     pairs = np.arange(8)
@@ -75,7 +85,8 @@ def test_one_pass_of_clean_and_masked_texts_equals_two_passes_by_hand(monkeypatc
 
     masked, places, targets, used = hand
     assert 8 < used.sum() < 16  # one text is of one word
-    words = apply("mlm_logits", apply("text_features", masked, False))
+    words = apply(model, params, "text_features", masked, False)
+    words = apply(model, params, "mlm_logits", words)
     rows, slots = np.nonzero(used)
     mlm = softmax_loss(words[rows, places[rows, slots]], targets[rows, slots])
     # float32 through two towers of one layer.
@@ -116,13 +127,13 @@ def test_mlm_is_left_out_at_weight_0_or_rate_0(off, monkeypatch):
     with_mlm = jax.eval_shape(objective(model), params, device(BATCH), KEY)[1]
     assert set(with_mlm) == {"contrastive", "mlm"}
     monkeypatch.setattr(masking, "mask_tokens", never)
-    loss = objective(model, contrastive=0.7, **off)
+    loss = quick_jit(objective(model, contrastive=0.7, **off))
     total, metrics = loss(params, BATCH, KEY)
     assert set(metrics) == {"contrastive"}
     np.testing.assert_allclose(total, 0.7 * metrics["contrastive"], rtol=1e-6)
-    image = model.apply({"params": params}, normal(BATCH), method="encode_image")
-    text = model.apply({"params": params}, BATCH["tokens"], method="encode_text")
-    logits, pairs = np.asarray(image, np.float64) @ text.T, np.arange(8)
+    image = apply(model, params, "encode_image", normal(BATCH))
+    text = apply(model, params, "encode_text", BATCH["tokens"])
+    logits, pairs = image.astype(np.float64) @ text.T, np.arange(8)
     expected = (softmax_loss(logits, pairs) + softmax_loss(logits.T, pairs)) / 2
     np.testing.assert_allclose(metrics["contrastive"], expected, rtol=0, atol=2e-6)
 

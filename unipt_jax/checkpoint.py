@@ -5,6 +5,7 @@ A checkpoint is `<folder>/<step>/` with the items `params`, `rest` (step, moment
 """
 
 import os
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,11 @@ from orbax.checkpoint import checkpoint_managers
 from unipt_jax import tree
 from unipt_jax.errors import UserError
 from unipt_jax.optim import TrainState
+
+FULL = (
+    "{folder}: the disk is full, the checkpoint was not written; the one before it is "
+    "whole. Free some space and run the same command again"
+)
 
 
 class Checkpoints:
@@ -74,12 +80,21 @@ class Checkpoints:
         """
         if self._manager.latest_step() == step:
             return
+        self._check_space(state)
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             rest=ocp.args.StandardSave(_rest(state)),
         )
         with _explained(self._folder):
             self._manager.save(step, args=items, metrics=metrics, force=True)
+
+    def _check_space(self, state: TrainState) -> None:
+        """Refuses to begin a save that cannot end: nothing is half written then."""
+        if "://" in str(self._folder):
+            return  # a store without a size
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        if shutil.disk_usage(self._folder).free < needed:
+            raise UserError(FULL.format(folder=self._folder))
 
     def restore(self, state: TrainState, step: int) -> TrainState:
         """Reads a checkpoint into the shapes and placements of `state`.
@@ -152,9 +167,5 @@ class _explained:
 
     def __exit__(self, kind, error: BaseException | None, trace) -> None:
         text = f"{error} {error.__cause__}" if error else ""
-        if "No space left" in text or "RESOURCE_EXHAUSTED" in text:
-            raise UserError(
-                f"{self._folder}: the disk is full, the checkpoint was not written; "
-                "the one before it is whole. Free some space and run the same command "
-                "again"
-            ) from error
+        if "No space left" in text or "RESOURCE_EXHAUSTED: Error writing" in text:
+            raise UserError(FULL.format(folder=self._folder)) from error

@@ -28,11 +28,20 @@ flags.DEFINE_integer("processes", 1, "number of processes", lower_bound=1)
 flags.DEFINE_integer("process", 0, "number of this process, from 0", lower_bound=0)
 
 
-def _first_cause(error: BaseException) -> BaseException:
-    """ml_collections wraps what a config file raised: the innermost one is the cause."""
-    while isinstance(inner := error.__cause__ or error.__context__, Exception):
-        error = inner
-    return error
+def _sentence(error: BaseException) -> str:
+    """What to tell of a mistake in the flags.
+
+    absl and ml_collections wrap what a config file raised, with its whole traceback in
+    the text: the innermost error is the cause.
+    """
+    cause = error
+    while isinstance(inner := cause.__cause__ or cause.__context__, Exception):
+        cause = inner
+    if isinstance(cause, UserError):
+        return str(cause)
+    if "Failed loading config file" in str(error):
+        return "--config names no file that can be read; the configs are in configs/"
+    return f"--config: {str(error).strip().strip(chr(34))}"
 
 
 def parse(argv: Sequence[str]) -> Any:
@@ -45,15 +54,8 @@ def parse(argv: Sequence[str]) -> Any:
                 "no --config: give one such as --config=configs/pretrain.py:quickstart"
             )
         job = values.config.job
-    except flags.Error as error:
-        raise UserError(str(error)) from error
-    except UserError:
-        raise
-    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        cause = _first_cause(error)
-        text = str(cause if isinstance(cause, UserError) else error)
-        text = text.strip().strip("'\"")
-        raise UserError(f"--config: {text}") from error
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as e:
+        raise UserError(_sentence(e)) from e
     if len(rest) > 1:
         raise UserError(f"unexpected argument '{rest[1]}'; flags begin with --")
     if job not in JOBS:

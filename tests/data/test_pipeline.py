@@ -123,13 +123,9 @@ def test_the_pieces_of_all_processes_joined_are_the_global_batch(
     make, processes, sample
 ):
     counts = [3, 1, 2, 2, 1, 1, 4, 2, 1, 2]
-    whole = make(
-        people(counts, lambda i, k: (3 * i + k) % 13), batch=8, sample=sample
-    )
+    whole = make(people(counts, lambda i, k: (3 * i + k) % 13), batch=8, sample=sample)
     rows = np.arange(8).reshape(processes, -1)
-    parts = [
-        make.again(whole._records, None, 8, own, sample=sample) for own in rows
-    ]
+    parts = [make.again(whole._records, None, 8, own, sample=sample) for own in rows]
     for step in (0, 1, 5, 1000):
         wanted = take(whole, 2, step)
         pieces = [take(part, 2, step, threads=1) for part in parts]
@@ -346,7 +342,9 @@ def test_an_unknown_way_to_sample_is_refused(make):
 def test_a_damaged_image_is_named_from_whatever_thread_reads_it(make, threads, damage):
     persons = people([1] * 6)
     file = persons[3].image
-    file = {"cut short": file[: len(file) // 2], "no picture": b"text", "empty": b""}[damage]
+    file = {"cut short": file[: len(file) // 2], "no picture": b"text", "empty": b""}[
+        damage
+    ]
     persons[3] = PersonRecord(file, "im3", captions=("w3 w0",))
     batches = make(persons, batch=3)
     with pytest.raises(UserError) as caught:
@@ -369,7 +367,8 @@ def test_a_damaged_record_file_is_named_from_whatever_thread_reads_it(make, thre
 
 
 @pytest.mark.xfail(
-    strict=True, reason="PIL's DecompressionBombError is no OSError: not made a sentence"
+    strict=True,
+    reason="PIL's DecompressionBombError is no OSError: not made a sentence",
 )
 def test_an_image_beyond_pils_limit_is_named(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 8 * 8 // 2 - 1)

@@ -51,6 +51,7 @@ def run(code, *args, **env):
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code), *map(str, args)],
         cwd=ROOT,
+        check=False,
         env=os.environ | {"PYTHONPATH": str(ROOT)} | env,
         capture_output=True,
         text=True,
@@ -76,7 +77,12 @@ def test_every_field_of_a_person_record_comes_back_as_it_went_in(tmp_path):
             file_path="cam 1/ä, ö.jpg",
             person_id=2**40,
             label=12,
-            captions=("Ein Mann mit Hütchen.", "一个穿红衣服的人", "👩🏽‍🦱 walks\n\tby", ""),
+            captions=(
+                "Ein Mann mit Hütchen.",
+                "一个穿红衣服的人",
+                "👩🏽‍🦱 walks\n\tby",
+                "",
+            ),
             attributes={"Farbe": "grün", "empty": "", "emoji": "🧢"},
         ),
         PersonRecord(b"", "", captions=()),
@@ -92,7 +98,9 @@ def test_every_field_of_a_person_record_comes_back_as_it_went_in(tmp_path):
 
 def test_every_field_of_a_caption_record_comes_back_as_it_went_in(tmp_path):
     made = [
-        CaptionRecord("ä", ("a", "中文"), {"colour": ["red", 0.5], "deep": {"x": None}}),
+        CaptionRecord(
+            "ä", ("a", "中文"), {"colour": ["red", 0.5], "deep": {"x": None}}
+        ),
         CaptionRecord("b", ()),
     ]
     write(tmp_path / "set", made, CaptionRecord)

@@ -55,10 +55,10 @@ def test_two_workers_build_what_one_builds_and_another_seed_another_set(
 
 
 def test_counts_are_those_of_sizes(folder):
-    expected = {"test": 24, "val": 8, "train": 12, "pretrain": 144}
+    expected = {"test": 24, "val": 8, "train": 12, "pretrain": 480}
     assert records.splits(folder) == expected == synthetic.sizes(6)
     assert records.metadata(folder)["counts"] == expected
-    default = {"test": 1000, "val": 400, "train": 500, "pretrain": 6000}
+    default = {"test": 1000, "val": 400, "train": 500, "pretrain": 20000}
     assert synthetic.sizes(250) == default
     assert synthetic.sizes(250, 77)["pretrain"] == 77
 

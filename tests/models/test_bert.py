@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import PAD, VOCABULARY, arrays, quick_jit, random_params, texts
+from helpers import PAD, VOCABULARY, apply, arrays, quick_jit, random_params, texts
 
 from unipt_jax.models import bert, layers
 
@@ -102,8 +102,8 @@ def by_transformers():
 
 
 def features_of(tokens, **changes):
-    module = tower(**changes)
-    return module.apply({"params": tower_params()}, tokens, tokens != PAD, False)
+    args = tokens, tokens != PAD, False
+    return apply(tower(**changes), tower_params(), None, *args)
 
 
 def test_tower_equals_bert_model_on_padded_texts():
@@ -196,10 +196,10 @@ def test_remat_changes_neither_value_nor_gradient_with_dropout_on():
 
 
 def test_bfloat16_is_near_float32_and_only_near():
-    exact = np.asarray(features_of(TOKENS))
+    exact = features_of(TOKENS)
     half = features_of(TOKENS, dtype=jnp.bfloat16)
     assert half.dtype == jnp.bfloat16
-    error = np.sqrt(np.mean((np.asarray(half, np.float32) - exact) ** 2))
+    error = np.sqrt(np.mean((half.astype(np.float32) - exact) ** 2))
     # 8 bits round by up to 2^-9 of the value, at each of some ten stages.
     assert 1e-4 < error / np.sqrt(np.mean(exact**2)) < 0.03
 

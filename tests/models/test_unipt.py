@@ -9,6 +9,7 @@ from helpers import (
     PAD,
     SEP,
     VOCABULARY,
+    apply,
     arrays,
     build,
     config,
@@ -25,11 +26,7 @@ TOKENS = texts([10, 1, 5], 16)
 
 
 def encode(tokens, **changes):
-    model, params = build(**changes)
-    run = quick_jit(
-        lambda tokens: model.apply({"params": params}, tokens, method="encode_text")
-    )
-    return np.asarray(run(tokens))
+    return apply(*build(**changes), "encode_text", tokens)
 
 
 def unit_numpy(x):
@@ -46,8 +43,8 @@ def projected(features, params, side):
 def test_embeddings_are_float32_of_length_1(dtype):
     model, params = build(dtype=dtype)
     both = (
-        model.apply({"params": params}, pixels(3), method="encode_image"),
-        model.apply({"params": params}, TOKENS, method="encode_text"),
+        apply(model, params, "encode_image", pixels(3)),
+        apply(model, params, "encode_text", TOKENS),
     )
     for x in both:
         assert x.dtype == jnp.float32 and x.shape == (3, 8)
@@ -74,7 +71,7 @@ def test_text_embedding_is_the_maximum_over_the_tokens_let_in(
     pool_special, pool_padding
 ):
     model, params = build(pool_special=pool_special, pool_padding=pool_padding)
-    features = model.apply({"params": params}, TOKENS, False, method="text_features")
+    features = apply(model, params, "text_features", TOKENS, False)
     features = projected(features, params, "text")
     out = set() if pool_special else {CLS, SEP}
     out |= set() if pool_padding else {PAD}
@@ -82,7 +79,7 @@ def test_text_embedding_is_the_maximum_over_the_tokens_let_in(
         row[[token not in out for token in text]].max(axis=0)
         for row, text in zip(features, TOKENS.tolist(), strict=True)
     ]
-    y = model.apply({"params": params}, TOKENS, method="encode_text")
+    y = apply(model, params, "encode_text", TOKENS)
     np.testing.assert_allclose(y, unit_numpy(np.array(best)), rtol=0, atol=1e-6)
 
 
@@ -96,11 +93,9 @@ def test_image_embedding_leaves_out_the_class_tokens_if_asked(
     model, params = build(
         pool_special=pool_special, image=dict(distillation=distillation)
     )
-    features = model.apply(
-        {"params": params}, pixels(3), method=lambda m, x: m.image(x, False)
-    )
+    features = apply(model, params, lambda m, x: m.image(x, False), pixels(3))
     best = projected(features, params, "image")[:, left_out:].max(axis=1)
-    y = model.apply({"params": params}, pixels(3), method="encode_image")
+    y = apply(model, params, "encode_image", pixels(3))
     np.testing.assert_allclose(y, unit_numpy(best), rtol=0, atol=1e-6)
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import arrays, pixels, quick_jit, random_params
+from helpers import apply, arrays, pixels, quick_jit, random_params
 
 from unipt_jax.models import layers, vit
 
@@ -81,7 +81,7 @@ def test_tower_equals_transformers_on_images_and_patches_that_are_not_square(
     with torch.no_grad():
         expected = theirs(torch.tensor(x.transpose(0, 3, 1, 2))).last_hidden_state
     module = tower(distillation=distillation, norm_eps=norm_eps)
-    y = module.apply({"params": params}, x, False)
+    y = apply(module, params, None, x, False)
     assert module.prefix == 1 + distillation
     assert y.shape == (3, module.prefix + 3 * 4, 16)
     # Normalised features of size 1 after two blocks in float32.
@@ -149,10 +149,10 @@ def test_remat_blocks_are_recomputed():
 
 def test_bfloat16_is_near_float32_and_only_near():
     params, x = tower_params(), pixels(3, 0, 24, 16)
-    exact = np.asarray(tower().apply({"params": params}, x, False))
-    half = tower(dtype=jnp.bfloat16).apply({"params": params}, x, False)
+    exact = apply(tower(), params, None, x, False)
+    half = apply(tower(dtype=jnp.bfloat16), params, None, x, False)
     assert half.dtype == jnp.bfloat16
-    error = np.sqrt(np.mean((np.asarray(half, np.float32) - exact) ** 2))
+    error = np.sqrt(np.mean((half.astype(np.float32) - exact) ** 2))
     # 8 bits round by up to 2^-9 of the value, at each of some ten stages.
     assert 1e-4 < error / np.sqrt(np.mean(exact**2)) < 0.03
 
