@@ -266,7 +266,9 @@ class Reference:
         device: str,
         threads: int,
     ) -> None:
-        """config: of our pretrain job. kind: "eager" or "expert". total: steps."""
+        """config: of our pretrain job. total: steps of the schedule.
+        kind: "eager", "expert" or "expert_mkl", which does without oneDNN's products.
+        """
         if device == "cuda" and not torch.cuda.is_available():
             raise UserError(
                 "jax sees a GPU and this PyTorch does not; install a CUDA build of it"
@@ -274,7 +276,7 @@ class Reference:
         torch.set_num_threads(threads)
         torch.manual_seed(config.seed)
         self.device, self.dtype = device, DTYPES[config.model.dtype]
-        expert = kind == "expert"
+        expert = kind != "eager"
         self._memory_before = torch.cuda.memory_allocated() if device == "cuda" else 0
         model = Model(config.model.to_dict(), tokens, "sdpa" if expert else "eager")
         self.model = model.to(device).train()
@@ -295,7 +297,7 @@ class Reference:
         if expert and device == "cuda":
             torch.set_float32_matmul_precision("high")
             self.loss = torch.compile(self.loss)
-        elif expert and self.dtype == torch.float32:
+        elif kind == "expert" and self.dtype == torch.float32:
             use_onednn(self.model)
 
     def step(self, batch: tuple[np.ndarray, np.ndarray], wait: bool) -> float | None:

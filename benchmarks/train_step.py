@@ -4,7 +4,9 @@
 
 The paper's sizes (ViT-B/16 at 384x128, BERT-base), random weights, dropout on, the same
 threads, in one process and in turn, against the two references of `reference_torch`:
-`eager` (METHOD.md written down plainly, texts padded to 100) and `expert` (every trick).
+`eager` (METHOD.md written down plainly, texts padded to 100) and `expert` (every trick,
+among them a private operator of PyTorch's that brings oneDNN's matrix products to
+training; `--contestants` can add `expert_mkl`, which has the public interface alone).
 Bars: 1.6 times as fast as `eager`, 1.15 times as fast as `expert`. On a GPU add
 --dtype bfloat16 and a larger --batch.
 """
@@ -33,6 +35,7 @@ from unipt_jax.models import unipt
 VOCABULARY, PAD, CLS, SEP, MASK = 30_522, 0, 101, 102, 103  # bert-base-uncased
 WORDS = (1_000, 30_000)  # ids of whole words
 CAPTION = (25, 60)  # tokens of a pseudo caption, the shortest and the longest
+CONTESTANTS = ("ours", "eager", "expert", "expert_mkl")
 TOTAL = 1_000  # steps of the schedule; the race sees the first few
 
 
@@ -43,7 +46,11 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--threads", type=int, default=0, help="0: every usable core")
     parser.add_argument(
-        "--only", choices=("ours", "eager", "expert"), help="time this one alone"
+        "--contestants",
+        nargs="+",
+        choices=CONTESTANTS,
+        default=CONTESTANTS[:3],
+        help="each holds about 4 GiB",
     )
     args = parser.parse_args()
     try:
@@ -56,12 +63,12 @@ def compare(args: argparse.Namespace) -> dict:
     """Builds and warms up each contestant, then times them in turn."""
     threads = limit_threads(args.threads)
     config = paper(args.batch, args.dtype)
-    names = [args.only] if args.only else ["ours", "eager", "expert"]
+    names = args.contestants
     lengths = {"eager": config.data.lengths[-1:]}
     batches = {
         name: draw(args, lengths.get(name, config.data.lengths)) for name in names
     }
-    losses, first, runs, peak = {}, {}, {}, {}
+    losses, first, runs, peak, used = {}, {}, {}, {}, {}
     for name in names:
         report.progress(f"building {name} and taking its first step")
         if name == "ours":
@@ -71,9 +78,11 @@ def compare(args: argparse.Namespace) -> dict:
         start = time.perf_counter()
         losses[name] = round(step(batches[name][0], wait=True), 3)
         first[name] = round(time.perf_counter() - start, 1)
-        runs[name] = turn(step, batches[name])
+        used[name] = []
+        runs[name] = turn(step, batches[name], used[name])
         runs[name]()  # every shape is compiled, every cache is warm
-        peak[name] = memory()
+        if (gib := memory()) is not None:
+            peak[name] = gib
     report.progress(f"timing {', '.join(names)} in turn, {args.repeats} times each")
     times = report.alternate(runs, args.repeats)
     seconds = {name: median(values) / args.steps for name, values in times.items()}
@@ -89,6 +98,10 @@ def compare(args: argparse.Namespace) -> dict:
             "seconds": {name: round(value, 4) for name, value in seconds.items()},
             "images_per_second": {
                 name: round(args.batch / value, 2) for name, value in seconds.items()
+            },
+            "cpu_seconds": {  # of all threads: less moved by a busy machine than time is
+                name: round(median(values[1:]) / args.steps, 4)
+                for name, values in used.items()
             },
             "all_seconds": {
                 name: [round(value / args.steps, 4) for value in values]
@@ -148,13 +161,18 @@ def draw(args: argparse.Namespace, lengths: tuple[int, ...]) -> list[tuple]:
     return batches
 
 
-def turn(step: Callable, batches: list[tuple]) -> Callable[[], None]:
-    """All batches, one step each; waits for the last, as a training loop would."""
+def turn(step: Callable, batches: list[tuple], used: list) -> Callable[[], None]:
+    """All batches, one step each; waits for the last, as a training loop would.
+
+    Each call adds the CPU seconds that it took to `used`.
+    """
 
     def run() -> None:
+        start = time.process_time()
         for batch in batches[:-1]:
             step(batch, wait=False)
         step(batches[-1], wait=True)
+        used.append(time.process_time() - start)
 
     return run
 

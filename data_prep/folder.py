@@ -7,6 +7,7 @@ picture with several captions has several rows.
 import collections
 import csv
 import dataclasses
+import io
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -46,8 +47,15 @@ def read_captions(raw: pathlib.Path) -> list[Entry]:
             "person_id and split), and a row for each caption"
         )
     found: dict[str, Entry] = {}
-    with file.open(newline="", encoding="utf-8-sig") as lines:
-        rows = csv.DictReader(lines)
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{file} is not UTF-8 ({error.reason} at byte {error.start}); save it as "
+            '"CSV UTF-8"'
+        ) from error
+    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
         missing = {"path", "caption"} - set(rows.fieldnames or ())
         if missing:
             raise UserError(
@@ -68,6 +76,10 @@ def read_captions(raw: pathlib.Path) -> list[Entry]:
             else:
                 captions = before.captions + entry.captions
                 found[entry.path] = dataclasses.replace(before, captions=captions)
+    except csv.Error as error:
+        raise UserError(
+            f"{file} line {rows.line_num}: {error}; is a quote not closed?"
+        ) from error
     if not found:
         raise UserError(f"{file} has a header but no rows")
     return list(found.values())
@@ -84,6 +96,7 @@ def _entry(row: dict[str, str], where: str) -> Entry:
         raise UserError(f"{where}: path and caption must not be empty")
     if os.path.isabs(path) or ".." in pathlib.PurePath(path).parts:
         raise UserError(f"{where}: path '{path}' must lie inside the folder")
+    path = pathlib.PurePath(path).as_posix()  # ./a.jpg is a.jpg
     split = values.get("split") or "train"
     if split not in SPLITS:
         raise UserError(f"{where}: split '{split}' is not one of {', '.join(SPLITS)}")
@@ -131,11 +144,16 @@ def _reads(raw: pathlib.Path, entry: Entry) -> bool:
 def person_numbers(entries: Sequence[Entry]) -> list[int]:
     """Numbers as they are written; other names are numbered in sorted order."""
     names = sorted({e.person for e in entries if e.person})
-    if all(name.isdecimal() for name in names):
+    if all(_is_number(name) for name in names):
         number = {name: int(name) for name in names}
     else:
         number = {name: i for i, name in enumerate(names)}
     return [number.get(e.person, UNKNOWN) for e in entries]
+
+
+def _is_number(name: str) -> bool:
+    """True where the name is the number: not 007, and within 64 bits."""
+    return name.isdecimal() and name == str(int(name)) and int(name) < 2**63
 
 
 def build(

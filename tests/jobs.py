@@ -11,15 +11,24 @@ import sys
 ROOT = pathlib.Path(__file__).parent.parent
 
 # The quickstart's pair made smaller still, with dropout on.
-SMALL = """
---config=configs/pretrain.py:quickstart --config.batch_size=16 --config.steps=40
---config.model.image.height=48 --config.model.image.width=16
---config.model.image.layers=1 --config.model.image.dropout=0.1
---config.model.text.layers=1 --config.model.text.dropout=0.1
---config.model.text.attention_dropout=0.1 --config.evaluate.batch_size=16
---config.every.report=1 --config.every.evaluate=0 --config.every.save=0
---config.evaluate.val= --config.evaluate.test=
-""".split()
+SMALL = (
+    "--config=configs/pretrain.py:quickstart",
+    "--config.batch_size=16",
+    "--config.steps=40",
+    "--config.model.image.height=48",
+    "--config.model.image.width=16",
+    "--config.model.image.layers=1",
+    "--config.model.image.dropout=0.1",
+    "--config.model.text.layers=1",
+    "--config.model.text.dropout=0.1",
+    "--config.model.text.attention_dropout=0.1",
+    "--config.evaluate.batch_size=16",
+    "--config.every.report=1",
+    "--config.every.evaluate=0",
+    "--config.every.save=0",
+    "--config.evaluate.val=",
+    "--config.evaluate.test=",
+)
 
 
 @dataclasses.dataclass(frozen=True)

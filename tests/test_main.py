@@ -75,7 +75,7 @@ def test_batch_size_that_does_not_divide(launcher, tmp_path):
 
 def test_mesh_that_does_not_fit(launcher, tmp_path):
     said = the_sentence(launcher, tmp_path / "run", "--config.mesh.fsdp=3", devices=8)
-    assert "here are 8" in said
+    assert "mesh.fsdp=3 must be a divisor" in said and "here 8" in said
 
 
 def test_more_steps_with_another_config_are_refused(launcher, finished):

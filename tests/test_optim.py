@@ -152,8 +152,8 @@ def test_from_the_first_value_that_is_not_finite_updates_are_withheld(where, val
     for step, grad in enumerate((bad, draw(3), draw(4), bad), start=2):
         state, _ = update(state, loss if grad is bad else 1.0, nested(grad))
         assert (state.step, state.bad_step) == (step, 1)
-        kept, now = ((s.params, s.moments) for s in (good, state))
-        jax.tree.map(np.testing.assert_array_equal, kept, now)
+        same = state.replace(step=good.step, bad_step=good.bad_step)
+        jax.tree.map(np.testing.assert_array_equal, good, same)
 
 
 def test_a_bad_first_step_is_remembered_as_step_0():

@@ -194,7 +194,6 @@ def test_a_kill_at_any_moment_leaves_a_file_that_holds_all_rows_saved_so_far(tmp
     )
 
 
-@pytest.mark.xfail(strict=True, reason="NaN and Infinity are no JSON: jq refuses them")
 def test_every_row_is_json_also_where_a_loss_is_not_a_number(tmp_path):
     run = Report(tmp_path, start=0, total=10, batch_size=4)
     run.write(1, {"loss": float("nan"), "mlm": float("inf")}, speed=False)

@@ -7,7 +7,7 @@ import pytest
 from helpers import mesh_of
 from jax.sharding import PartitionSpec
 
-from unipt_jax import optim, sharding
+from unipt_jax import optim, sharding, tree
 from unipt_jax.errors import UserError
 
 MESHES = [(1, 1), (8, 1), (8, 2), (8, 8)]  # devices, fsdp
@@ -88,13 +88,17 @@ def test_of_a_train_state_the_moments_lie_as_their_parameters_do():
         "dense": {"kernel": jnp.zeros((6, 8)), "bias": jnp.zeros(8)},
     }
     state = optim.Optimiser(lambda _: 0.1).init(params)
-    mesh = mesh_of(8, fsdp=2)
-    placed = sharding.shardings(state, mesh)
-    assert placed.params["embed"]["embedding"].spec == PartitionSpec("fsdp")
-    assert placed.params["dense"]["kernel"].spec == PartitionSpec(None, "fsdp")
-    adam = placed.moments[1]
-    assert adam.mu == placed.params and adam.nu == placed.params
-    assert placed.step.is_fully_replicated and adam.count.is_fully_replicated
+    placed = sharding.shardings(state, mesh_of(8, fsdp=2))
+    expected = {
+        "embed/embedding": PartitionSpec("fsdp"),
+        "dense/kernel": PartitionSpec(None, "fsdp"),
+        "dense/bias": PartitionSpec(),
+    }
+    specs = {path: leaf.spec for path, leaf in tree.flatten(placed).items()}
+    for name, spec in expected.items():
+        # The parameter and its two moments.
+        assert [specs.pop(p) for p in list(specs) if p.endswith(name)] == [spec] * 3
+    assert set(specs.values()) == {PartitionSpec()}  # counters
     shards = jax.device_put(state, placed).params["dense"]["kernel"].addressable_shards
     assert {shard.data.shape for shard in shards} == {(6, 4)}
 

@@ -146,7 +146,12 @@ class Checkpoints:
 
 
 def _rest(state: TrainState) -> dict[str, Any]:
-    return {"step": state.step, "moments": state.moments, "bad_step": state.bad_step}
+    return {
+        "step": state.step,
+        "mean": state.mean,
+        "square": state.square,
+        "bad_step": state.bad_step,
+    }
 
 
 def _abstract(values: Any) -> Any:

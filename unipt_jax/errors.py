@@ -22,6 +22,10 @@ def explain_os_error(error: OSError) -> str | None:
         "be written",
         errno.EACCES: f"{where}: permission denied; choose a folder that this user may "
         "read and write",
+        errno.ENOTDIR: f"{where}: a part of this path is a file, not a folder; choose "
+        "another folder",
+        errno.ENAMETOOLONG: f"{where}: the name is too long for the file system; choose "
+        "a shorter one",
     }.get(error.errno)
 
 

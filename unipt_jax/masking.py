@@ -29,9 +29,9 @@ def mask_tokens(
     `slots(L, rate)` places hold every choice. Of the chosen, 80% become `mask_id`, 10%
     a random token, 10% stay.
 
-    tokens: (B, L). special: ids never chosen (padding, [CLS], [SEP]). continuation:
+    tokens: (B, L). special: ids never chosen: padding first, then [CLS], [SEP]. continuation:
     (V,) True for pieces that continue a word; given, whole words are chosen, in random
-    order as long as they fit into the share.
+    order as long as they fit into the share (none, where every word is longer).
     Returns masked tokens (B, L), and places, targets, weights (B, M): where the chosen
     tokens lie, what they were, and 1.0 where the slot is used.
     """
@@ -40,8 +40,9 @@ def mask_tokens(
     choose_key, rule_key, random_key = jax.random.split(key, 3)
     allowed = ~jnp.isin(tokens, jnp.array(special))
     count = allowed.sum(-1)
-    share = jnp.maximum(1, jnp.round(rate * count)).astype(jnp.int32)
-    share = jnp.minimum(share, count)
+    # Looked up, not computed: float32 on the device would round some shares otherwise.
+    shares = [min(n, slots(n + 2, rate)) for n in range(length + 1)]
+    share = jnp.array(shares)[count]
     score = jax.random.uniform(choose_key, (b, length))
     if continuation is None:
         _, places = jax.lax.top_k(jnp.where(allowed, score, -1.0), m)  # (B, M)
@@ -52,7 +53,8 @@ def mask_tokens(
         used = jnp.arange(m) < chosen.sum(-1)[:, None]
     targets = jnp.take_along_axis(tokens, places, axis=1)
     rule = jax.random.uniform(rule_key, (b, m))
-    other = jax.random.randint(random_key, (b, m), 0, vocabulary)
+    other = jax.random.randint(random_key, (b, m), 0, vocabulary - 1)
+    other += other >= special[0]  # any token but padding, which would hide the place
     hidden = jnp.where(rule < 0.8, mask_id, jnp.where(rule < 0.9, other, targets))
     hidden = jnp.where(used, hidden, targets)
     masked = tokens.at[jnp.arange(b)[:, None], places].set(hidden, unique_indices=True)

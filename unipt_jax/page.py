@@ -84,7 +84,9 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> str:
     axes = figure.subplots(1, len(panels), squeeze=False)
     for axis, names in zip(axes[0], panels, strict=True):
         for name in names:
-            points = [(row["step"], row[name]) for row in rows if name in row]
+            points = [
+                (row["step"], row[name]) for row in rows if row.get(name) is not None
+            ]
             axis.plot(*zip(*points, strict=True), label=name)
         axis.set_xlabel("step")
         axis.legend(frameon=False)

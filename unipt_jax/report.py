@@ -1,6 +1,7 @@
 """What a person sees of a run: a progress line, metrics.jsonl, TensorBoard events."""
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -94,7 +95,9 @@ class Report:
             self._mark, self._mark_step = now, step
         if not self._active:
             return
-        row = {"step": step} | values
+        # JSON has no NaN and no Infinity: they are written as null.
+        finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
+        row = {"step": step} | finite
         self._rows.append(row)
         if self._appends:
             with self._path.open("a") as file:

@@ -24,6 +24,10 @@ def make_mesh(*, data: int, fsdp: int) -> Mesh:
     Raises UserError where data x fsdp is not the number of devices.
     """
     devices = jax.device_count()
+    if fsdp < 1 or devices % fsdp:
+        raise UserError(
+            f"mesh.fsdp={fsdp} must be a divisor of the number of devices, here {devices}"
+        )
     data = data or devices // fsdp
     if data * fsdp != devices:
         raise UserError(

@@ -95,9 +95,6 @@ def test_an_unknown_orientation_turns_nothing():
         np.testing.assert_array_equal(same_size(encoded), COLOUR)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="exif_transpose rewrites the EXIF block: struct.error escapes"
-)
 def test_an_exif_block_with_a_wrong_tag_behind_a_turn_still_comes_out_upright():
     """XResolution as text, as careless software leaves it: the picture is whole."""
     entries = struct.pack("<HHIHH", ORIENTATION, 3, 1, 6, 0)
@@ -173,9 +170,6 @@ def test_grey_with_alpha_is_laid_on_white():
         pytest.param(
             COLOUR,
             tuple(COLOUR[3, 2].tolist()),
-            marks=pytest.mark.xfail(
-                strict=True, reason="upright_rgb returns RGB before it looks for a key"
-            ),
         ),
         (GREY, int(GREY[3, 2])),
     ],
@@ -369,9 +363,6 @@ def test_beyond_pils_limit_there_is_a_warning_and_the_picture(monkeypatch):
         images.decode(blank(63), 12, 5)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="PIL's DecompressionBombError is neither OSError nor ValueError"
-)
 @pytest.mark.parametrize("read", READERS, ids=["decode", "as_stored", "thumbnail"])
 def test_far_beyond_pils_limit_it_is_an_os_error(read):
     with pytest.raises(OSError, match="400000000 pixels"):

@@ -265,9 +265,6 @@ def test_a_record_file_that_is_gone_or_another_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
 @pytest.mark.parametrize("kept", [0.0, 0.5])
-@pytest.mark.xfail(
-    strict=True, reason="_open lets TFDS' ParseError and JSONDecodeError through"
-)
 def test_a_damaged_description_is_one_sentence(tmp_path, name, kept):
     write(tmp_path / "set", [person(0)])
     good = (tmp_path / "set" / name).read_bytes()

@@ -238,16 +238,12 @@ def test_the_synthetic_set_goes_to_data_synthetic_unless_told_otherwise(
     assert records.splits(tmp_path / "data" / "synthetic") == {"train": 3}
 
 
-@pytest.mark.xfail(strict=True, reason="explain_os_error has no sentence for ENOTDIR")
 def test_an_output_below_a_file_is_one_sentence(raw, run):
     code, _, err = run("folder", "--raw", raw, "--out", raw / "a.png" / "set")
     assert code == 1
     assert str(raw / "a.png") in err
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the trainer keeps every letter, however small the vocabulary"
-)
 @pytest.mark.parametrize("size", ["-3", "8"])
 def test_a_vocabulary_of_at_most_n_tokens_has_at_most_n_or_is_refused(
     raw, tmp_path, run, size

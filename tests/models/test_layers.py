@@ -97,6 +97,11 @@ def test_dropout_keeps_16_bit_floats():
     assert set(np.unique(y.astype(np.float32))) == {0.0, 1.109375}  # 1/.9 in 8 bits
 
 
+def test_a_rate_below_the_smallest_that_16_bits_draw_drops_nothing():
+    x = np.ones((64, 64), np.float32)
+    np.testing.assert_array_equal(layers.dropout(jax.random.key(0), x, 2.0**-18), x)
+
+
 def test_dropout_does_nothing_unless_training_at_a_rate():
     x = np.ones((8, 8), np.float32)
     rngs = {"dropout": jax.random.key(0)}

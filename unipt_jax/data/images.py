@@ -1,15 +1,45 @@
 """Pictures as they come in, upright RGB out: on the host, with PIL."""
 
+import contextlib
 import io
+from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+
+ORIENTATION = 0x0112  # the EXIF tag
+_TURN = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@contextlib.contextmanager
+def _opened(encoded: bytes) -> Iterator[Image.Image]:
+    """The picture in a file; whatever PIL says of a bad one comes out as OSError."""
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            yield image
+    except OSError:
+        raise
+    except Exception as error:  # SyntaxError, struct.error, DecompressionBombError ...
+        raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
     """RGB, turned as its EXIF orientation says; transparency is laid on white."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "RGB":
+    # Not ImageOps.exif_transpose: it writes the EXIF block anew, which a single tag of
+    # the wrong type stops.
+    image.load()  # PIL turns a TIFF here and takes its tag away
+    turn = _TURN.get(image.getexif().get(ORIENTATION))
+    if turn is not None:
+        image = image.transpose(turn)
+    if image.mode == "RGB" and not image.has_transparency_data:
         return image
     if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):  # 16-bit and float greyscale
         values = np.asarray(image, np.float32)
@@ -35,7 +65,7 @@ def resize(image: Image.Image, height: int, width: int) -> np.ndarray:
 
 def decode(encoded: bytes, height: int, width: int) -> np.ndarray:
     """An encoded file -> (height, width, 3) uint8. Raises OSError if it is damaged."""
-    with Image.open(io.BytesIO(encoded)) as image:
+    with _opened(encoded) as image:
         return resize(image, height, width)
 
 
@@ -45,9 +75,9 @@ def as_stored(encoded: bytes) -> bytes:
     A plain RGB JPEG or PNG without an EXIF turn passes unchanged; the rest is written
     anew at quality 95. Raises OSError if the file is damaged or no picture.
     """
-    with Image.open(io.BytesIO(encoded)) as image:
+    with _opened(encoded) as image:
         image.load()
-        turned = image.getexif().get(0x0112, 1) != 1
+        turned = image.getexif().get(ORIENTATION) in _TURN
         if image.format in ("JPEG", "PNG") and image.mode == "RGB" and not turned:
             if not image.has_transparency_data:
                 return encoded
@@ -58,7 +88,7 @@ def as_stored(encoded: bytes) -> bytes:
 
 def thumbnail(encoded: bytes, height: int = 256) -> bytes:
     """A JPEG of at most this height, for pages."""
-    with Image.open(io.BytesIO(encoded)) as image:
+    with _opened(encoded) as image:
         small = upright_rgb(image)
     small.thumbnail((4 * height, height))
     out = io.BytesIO()

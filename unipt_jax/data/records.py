@@ -185,7 +185,14 @@ def _open(folder: str | os.PathLike) -> tfds.core.DatasetBuilder:
             "`python -m data_prep.build SET --raw DIR --out "
             f"{folder}`, or point config.data.records at one"
         )
-    return tfds.builder_from_directory(str(folder))
+    try:
+        return tfds.builder_from_directory(str(folder))
+    except Exception as error:  # json and protobuf raise kinds of their own
+        raise UserError(
+            f"the record set at {folder} cannot be opened "
+            f"({str(error).splitlines()[0][:120]}); its description is damaged: prepare "
+            "the set again"
+        ) from error
 
 
 class Records(Sequence):

@@ -109,11 +109,18 @@ def load(name: str | os.PathLike) -> Tokenizer:
     if not folder.is_dir():
         folder = _fetch(str(name))
     if (folder / "tokenizer.json").is_file():
-        backend = hf.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        try:
+            backend = hf.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        except Exception as error:  # the library raises nothing narrower
+            raise UserError(
+                f"{folder}/tokenizer.json cannot be read ({error}); fetch it again"
+            ) from error
         backend.no_padding()
         backend.no_truncation()
     elif (folder / "vocab.txt").is_file():
-        words = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
+        text = (folder / "vocab.txt").read_text(encoding="utf-8")
+        # Not splitlines: it also splits at U+2028 and others, which are tokens here.
+        words = text.removesuffix("\n").split("\n")
         missing = [token for token in SPECIAL if token not in words]
         if missing:
             raise UserError(f"{folder}/vocab.txt lacks {', '.join(missing)}")
@@ -133,7 +140,10 @@ def _lowercase(folder: pathlib.Path) -> bool:
     file = folder / "tokenizer_config.json"
     if not file.is_file():
         return True
-    return json.loads(file.read_text()).get("do_lower_case", True)
+    try:
+        return bool(json.loads(file.read_text("utf-8")).get("do_lower_case", True))
+    except (ValueError, AttributeError) as error:  # no JSON, or no object
+        raise UserError(f"{file} cannot be read ({error}); fetch it again") from error
 
 
 def _fetch(name: str) -> pathlib.Path:
@@ -174,6 +184,11 @@ def _pieces(texts: Iterable[str], size: int) -> list[str]:
     )
     words = {w: [w[0], *(f"##{letter}" for letter in w[1:])] for w in counts}
     pieces = {piece for spelt in words.values() for piece in spelt}
+    if len(pieces) + len(SPECIAL) > size:
+        raise UserError(
+            f"a vocabulary of {size} tokens is too small: special tokens and the "
+            f"letters of these texts are {len(pieces) + len(SPECIAL)}; ask for more"
+        )
     while len(pieces) < size - len(SPECIAL):
         pairs: collections.Counter = collections.Counter()
         for word, spelt in words.items():

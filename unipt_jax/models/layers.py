@@ -22,7 +22,11 @@ def dropout(key: jax.Array, x: jax.Array, rate: float) -> jax.Array:
     the nearest multiple of 2^-16. The draw does not depend on how x is sharded.
     """
     width = x.shape[-1]
+    if not 0 <= rate < 1:
+        raise ValueError(f"dropout rate {rate} must be at least 0 and less than 1")
     keep = round((1 - rate) * 65536)
+    if keep == 65536:
+        return x
     words = jax.random.bits(key, (*x.shape[:-1], (width + 1) // 2), jnp.uint32)
     halves = jax.lax.bitcast_convert_type(words, jnp.uint16)  # (..., D/2, 2)
     draw = halves.reshape(*x.shape[:-1], -1)[..., :width]

@@ -28,7 +28,8 @@ def unit(x: jax.Array) -> jax.Array:
     """Rows of length 1, in float32. A row of zeros stays zero, with a zero gradient."""
     x = x.astype(jnp.float32)
     square = jnp.sum(x * x, axis=-1, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
+    inverse = jax.lax.rsqrt(jnp.maximum(square, 1e-24))
+    return x * jnp.where(square > 1e-24, inverse, 0)
 
 
 class DualEncoder(nn.Module):
