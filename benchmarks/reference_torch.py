@@ -1,11 +1,12 @@
 """UniPT's pre-training step in PyTorch, from transformers' modules: what ours races.
 
-In: uint8 images and padded token ids. Out: one AdamW update and its loss. Twice: `eager`
-writes METHOD.md, section 2, down as it stands; `expert` knows every trick that ours does
-and those that PyTorch has of its own: SDPA, a fused AdamW, on a CPU oneDNN's products
-(torch 2.13's MKL keeps to AVX2 on AMD: 110 against 240 GFLOP/s a core), on a GPU
-torch.compile (on a CPU it gained nothing: pointwise work is a small share there). The
-weights are random.
+In: uint8 images and padded token ids. Out: one AdamW update and its loss. Three ways:
+`eager` writes the method down as it stands; `expert` knows every trick that ours does
+(short texts, one pass of the text tower, the head on masked places alone), and SDPA and
+a fused AdamW; `expert_onednn` does its products in training, on a CPU, by a private
+operator of PyTorch's that calls oneDNN (torch 2.13's MKL keeps to AVX2 on AMD: 110
+against 240 GFLOP/s a core). On a GPU the experts are compiled (on a CPU that gained
+nothing). The weights are random.
 """
 
 import contextlib
@@ -196,7 +197,7 @@ def plain_loss(
     tokens: Tokens,
     rate: float,
 ) -> torch.Tensor:
-    """METHOD.md as it stands: two passes of the text tower, the head over every place."""
+    """The method as it stands: two passes of the text tower, the head over every place."""
     mask = ids != tokens.pad
     image = model.embed_image(model.image_features(pixels(images)))
     text = model.embed_text(model.text_features(ids, mask), mask)
@@ -267,7 +268,7 @@ class Reference:
         threads: int,
     ) -> None:
         """config: of our pretrain job. total: steps of the schedule.
-        kind: "eager", "expert" or "expert_mkl", which does without oneDNN's products.
+        kind: "eager", "expert", or "expert_onednn".
         """
         if device == "cuda" and not torch.cuda.is_available():
             raise UserError(
@@ -297,7 +298,7 @@ class Reference:
         if expert and device == "cuda":
             torch.set_float32_matmul_precision("high")
             self.loss = torch.compile(self.loss)
-        elif kind == "expert" and self.dtype == torch.float32:
+        elif kind == "expert_onednn" and self.dtype == torch.float32:
             use_onednn(self.model)
 
     def step(self, batch: tuple[np.ndarray, np.ndarray], wait: bool) -> float | None:

@@ -27,7 +27,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def released(config: ConfigDict) -> None:
-    """What the released code does where the paper says nothing (METHOD.md, section 2).
+    """What the released code does where the paper says nothing.
 
     Its local negatives, 64 a GPU, come from a batch that is not gathered; here they
     are those of the global batch.

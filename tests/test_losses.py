@@ -92,7 +92,7 @@ def test_contrastive_at_chance_is_the_log_of_the_batch(b):
 @pytest.mark.parametrize(("n", "stated"), [(64, 3.17), (512, 5.24)])
 def test_without_a_temperature_the_floor_is_that_of_a_simplex(n, stated):
     floor = np.log(1 + (n - 1) * np.exp(-n / (n - 1)))
-    assert round(floor, 2) == stated  # METHOD.md, section 2
+    assert round(floor, 2) == stated  # a regular simplex: the lowest there is
     best = simplex(n)
     loss, grad = jax.value_and_grad(losses.contrastive)(best, best, jnp.float32(1))
     np.testing.assert_allclose(loss, floor, rtol=1e-6)

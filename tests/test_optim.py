@@ -8,7 +8,7 @@ from helpers import arrays, build, quick_jit
 
 from unipt_jax import optim, tree
 
-# Independently of the source: what METHOD.md says takes no decay.
+# Independently of the source: what the method says takes no decay.
 UNDECAYED = {"text/fc1/bias", "image/norm/scale", "image/norm/bias", "log_scale"}
 SHAPES = {
     "image/fc1/kernel": (3, 4),

@@ -1,7 +1,7 @@
 """The evaluate job: a trained model and record sets in, ranking figures out.
 
 Every caption of a split is a query, every image of it is gallery, its own image too; a
-match is the same identity (METHOD.md, section 4).
+match is the same identity, as the field counts.
 """
 
 import dataclasses

@@ -13,7 +13,7 @@ from absl import flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from unipt_jax import evaluate, train
+from unipt_jax import evaluate, host, train
 from unipt_jax.errors import Stopped, UserError, explain_os_error
 
 JOBS: dict[str, Callable[[Any, str], None]] = {
@@ -90,5 +90,6 @@ def run(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    host.keep_memory()
     absl_logging.set_verbosity(absl_logging.ERROR)
     sys.exit(run(sys.argv))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from unipt_jax import tree
 
-# Biases and normalisation take no weight decay (METHOD.md, section 2); nor does a
+# Biases and normalisation take no weight decay (BERT's rule, and the released code's); nor does a
 # temperature. Everything else does.
 DECAY = (
     (r"(bias|scale|log_scale)$", 0.0),
