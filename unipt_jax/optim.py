@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from unipt_jax import tree
 
-# Biases and normalisation take no weight decay (BERT's rule, and the released code's); nor does a
-# temperature. Everything else does.
+# Biases and normalisation take no weight decay, as in BERT and the released code; nor
+# does a temperature. Everything else does.
 DECAY = (
     (r"(bias|scale|log_scale)$", 0.0),
     ("", 1.0),
