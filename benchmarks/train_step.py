@@ -83,6 +83,8 @@ def compare(args: argparse.Namespace) -> dict:
         runs[name]()  # every shape is compiled, every cache is warm
         if (gib := memory()) is not None:
             peak[name] = gib
+    for run in runs.values():  # the memory that each gives back and takes is settled
+        run()
     report.progress(f"timing {', '.join(names)} in turn, {args.repeats} times each")
     times = report.alternate(runs, args.repeats)
     seconds = {name: median(values) / args.steps for name, values in times.items()}

@@ -52,7 +52,7 @@ def quickstart() -> ConfigDict:
     config.model.temperature = "learned"
     config.model.dtype = "float32"
     config.batch_size = 128
-    config.steps = 2000
+    config.steps = 1200
     config.lr = 2.5e-3
     config.decay = "cosine"
     config.optimiser.clip = 1.0
@@ -63,6 +63,6 @@ def quickstart() -> ConfigDict:
     config.data.lengths = (48,)  # one length, one compilation; two texts in 100 are cut
     config.data.threads = 1
     config.data.cache = True
-    config.every.evaluate = 500
-    config.every.save = 500
+    config.every.evaluate = 400
+    config.every.save = 400
     return config.lock()
