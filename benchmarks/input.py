@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from benchmarks import report
+from unipt_jax import host
 from unipt_jax.data import pipeline, records, tokenizers, transforms
 from unipt_jax.errors import UserError
 
@@ -50,6 +51,7 @@ PHRASES = (
 
 
 def main() -> None:
+    host.keep_memory()  # as `unipt_jax.main` does; of both sides, it is one process
     parser = report.arguments(__doc__, repeats=3)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--images", type=int, default=2_000)
