@@ -22,8 +22,6 @@ from unipt_jax.data.records import UNKNOWN, PersonRecord, Records
 from unipt_jax.encoder import Encoder
 from unipt_jax.errors import UserError
 
-FIGURES = ("rank1", "rank5", "rank10", "map", "minp")
-
 
 @dataclasses.dataclass(frozen=True)
 class RetrievalSet:
@@ -113,7 +111,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     heads = ["set", "Rank-1", "Rank-5", "Rank-10", "mAP", "mINP", "queries", "gallery"]
     lines = [heads]
     for name, row in results.items():
-        figures = [f"{row[key]:.2f}" for key in FIGURES]
+        figures = [f"{row[key]:.2f}" for key in ranking.FIGURES]
         lines.append([name, *figures, str(row["queries"]), str(row["gallery"])])
     widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
     return "\n".join(

@@ -1,6 +1,7 @@
 """Objectives by name: a batch of the global program in, weighted losses out."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -40,33 +41,30 @@ def pretrain(
     text tower, as one batch of 2B: the same arithmetic as two passes.
     Returns loss(params, batch, key) -> (total, {"contrastive", "mlm", ...}).
     """
-    special = (model.pad, model.cls, model.sep)
+    mask_tokens = functools.partial(
+        masking.mask_tokens,
+        special=(model.pad, model.cls, model.sep),
+        mask_id=mask_id,
+        vocabulary=model.text.vocabulary,
+        rate=mask_rate,
+        continuation=continuation,
+    )
     with_mlm = weights.mlm > 0 and mask_rate > 0
 
     def loss(params: Any, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
         augment_key, mask_key, dropout_key = jax.random.split(key, 3)
-        images = transforms.augment(augment_key, batch["image"], flips=flips, pad=shift)
-        pixels = transforms.normalise(images, mean=mean, std=std)
         tokens = batch["tokens"]
+        images = transforms.augment(augment_key, batch["image"], flips=flips, pad=shift)
 
         def apply(method: str, *args: Any) -> jax.Array:
             rngs = {"dropout": dropout_key}  # each layer folds its own path into it
             return model.apply({"params": params}, *args, method=method, rngs=rngs)
 
-        image = apply("encode_image", pixels, True)
-        metrics = {}
+        pixels = transforms.normalise(images, mean=mean, std=std)
+        image, metrics = apply("encode_image", pixels, True), {}
         if with_mlm:
-            masked, places, targets, used = masking.mask_tokens(
-                mask_key,
-                tokens,
-                special=special,
-                mask_id=mask_id,
-                vocabulary=model.text.vocabulary,
-                rate=mask_rate,
-                continuation=continuation,
-            )
-            both = _interleave(tokens, masked)
-            features = apply("text_features", both, True)
+            masked, places, targets, used = mask_tokens(mask_key, tokens)
+            features = apply("text_features", _interleave(tokens, masked), True)
             clean, hidden = features[0::2], features[1::2]
             hidden = jnp.take_along_axis(hidden, places[..., None], axis=1)
             logits = apply("mlm_logits", hidden)  # (B, M, D) -> (B, M, V)
@@ -79,9 +77,8 @@ def pretrain(
         total = weights.contrastive * metrics["contrastive"]
         if with_mlm:
             total = total + weights.mlm * metrics["mlm"]
-        if model.temperature == "learned":
-            metrics["temperature"] = 1 / scale
-        return total, metrics
+        learned = model.temperature == "learned"
+        return total, metrics | ({"temperature": 1 / scale} if learned else {})
 
     return loss
 

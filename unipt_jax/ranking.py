@@ -4,6 +4,11 @@ A gallery item's rank is one more than the number of items that score higher, so
 nothing is sorted: a block of queries meets a block of the gallery in one matrix
 product (a tile), and each right answer's score is compared with the whole tile. The
 device gives back two whole numbers a right answer; all else is float64 on the host.
+
+Sources: IRRA, utils/metrics.py, and torchreid, metrics/rank.py, for Rank-k and AP; Ye et
+al., "Deep Learning for Person Re-identification: A Survey and Outlook" (AGW), for mINP;
+McSherry and Najork, "Computing Information Retrieval Performance Measures Efficiently in
+the Presence of Tied Scores", for the means over orders.
 """
 
 from collections.abc import Iterator
@@ -16,6 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 RANKS = (1, 5, 10)
+FIGURES = (*(f"rank{k}" for k in RANKS), "map", "minp")
 QUERY_BLOCK = 256  # queries a device at once
 GALLERY_BLOCK = 65_536  # gallery items at once: a float32 tile is 64 MiB at most
 ORDERS = ("", "_optimistic", "_pessimistic")  # the mean over all, and the bounds
@@ -63,11 +69,6 @@ def evaluate(
     Raises:
       ValueError: shapes or types that do not fit, embeddings that are not finite, or
         no query with a right answer.
-
-    Sources: IRRA, utils/metrics.py, and torchreid, metrics/rank.py, for Rank-k and AP;
-    Ye et al., "Deep Learning for Person Re-identification: A Survey and Outlook"
-    (AGW), for mINP; McSherry and Najork, "Computing Information Retrieval Performance
-    Measures Efficiently in the Presence of Tied Scores", for the means over orders.
     """
     query, gallery = np.asarray(query, np.float32), np.asarray(gallery, np.float32)
     _check_embeddings(query, gallery)
@@ -75,6 +76,29 @@ def evaluate(
     gallery_ids = _checked_ids(gallery_ids, len(gallery), "gallery")
     _check_positive(block=block, gallery_block=gallery_block)
 
+    parts, matched = _blocks_of_figures(
+        query, gallery, query_ids, gallery_ids, mesh, block, gallery_block
+    )
+    means = 100 * np.concatenate([part for part, _ in parts], axis=-1).mean(-1)
+    names = [figure + order for order in ORDERS for figure in FIGURES]
+    return dict(zip(names, means.ravel().tolist(), strict=True)) | {
+        "queries": len(query),
+        "gallery": len(gallery),
+        "without_match": len(query) - matched,
+        "ties": int(sum(np.count_nonzero(tied) for _, tied in parts)),
+    }
+
+
+def _blocks_of_figures(
+    query: np.ndarray,
+    gallery: np.ndarray,
+    query_ids: np.ndarray,
+    gallery_ids: np.ndarray,
+    mesh: Mesh | None,
+    block: int,
+    gallery_block: int,
+) -> tuple[list[tuple[np.ndarray, np.ndarray]], int]:
+    """What `_query_figures` gives, block by block, and how many queries have a match."""
     by_id = np.argsort(gallery_ids, kind="stable")  # right answers lie side by side
     first = np.searchsorted(gallery_ids, query_ids, side="left", sorter=by_id)
     after = np.searchsorted(gallery_ids, query_ids, side="right", sorter=by_id)
@@ -99,16 +123,7 @@ def evaluate(
         right = by_id[first[chosen, None] + column]  # (B, R), its last one repeated
         above, level = _ranks(query[chosen], chunks, right, rows, mesh)
         parts.append(_query_figures(above, level, amount[chosen], harmonic))
-
-    means = 100 * np.concatenate([part for part, _ in parts], axis=-1).mean(-1)
-    figures = [*(f"rank{k}" for k in RANKS), "map", "minp"]
-    names = [figure + order for order in ORDERS for figure in figures]
-    return dict(zip(names, means.ravel().tolist(), strict=True)) | {
-        "queries": len(query),
-        "gallery": len(gallery),
-        "without_match": len(query) - len(matched),
-        "ties": int(sum(np.count_nonzero(tied) for _, tied in parts)),
-    }
+    return parts, len(matched)
 
 
 def top_k(

@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from unipt_jax import encoder as encoders
-from unipt_jax import evaluate, objectives, optim, report, sharding
+from unipt_jax import evaluate, objectives, optim, ranking, report, sharding
 from unipt_jax.checkpoint import Checkpoints
 from unipt_jax.data import pipeline, tokenizers
 from unipt_jax.data.records import CaptionRecord, PersonRecord, Records
@@ -370,7 +370,7 @@ def validate(loop: Loop, state: TrainState, val, step: int) -> dict[str, float]:
         batch_size=loop.config.evaluate.batch_size,
         threads=loop.config.data.threads,
     )
-    scores = {name: float(figures[name]) for name in evaluate.FIGURES}
+    scores = {name: float(figures[name]) for name in ranking.FIGURES}
     loop.log.write(step, {f"val_{k}": v for k, v in scores.items()}, speed=False)
     loop.log.pause(begin)
     return scores
