@@ -60,7 +60,7 @@ def quickstart() -> ConfigDict:
     # of vanishing gradients becomes whole updates, and no two layouts agree for long.
     config.optimiser.eps = 1e-6
     config.pixels.shift = 3
-    config.data.lengths = (48,)  # one length, one compilation; two texts in 100 are cut
+    config.data.lengths = (48,)  # one length, one compilation; longer texts are cut
     config.data.threads = 1
     config.data.cache = True
     config.every.evaluate = 400
