@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 from unipt_jax.errors import UserError
 
 AXES = {
-    "tower": ("vit_b16", "deit_s16"),
+    "tower": ("vit_b16", "deit_s16", "clip_b16"),
     "recipe": ("paper", "released"),
     "set": ("luperson", "synthetic"),
 }
@@ -47,6 +47,9 @@ def vit(features: int, layers: int, heads: int, **more) -> ConfigDict:
         dropout=0.1,
         attention_dropout=0.0,
         norm_eps=1e-12,
+        activation="gelu",
+        pre_norm=False,
+        patch_bias=True,
         remat="none",
         attention="xla",
     )
@@ -56,6 +59,7 @@ def vit(features: int, layers: int, heads: int, **more) -> ConfigDict:
 def bert(features: int, layers: int, heads: int, **more) -> ConfigDict:
     """A text tower."""
     fields = dict(
+        kind="bert",
         positions=512,
         features=features,
         layers=layers,
@@ -64,6 +68,7 @@ def bert(features: int, layers: int, heads: int, **more) -> ConfigDict:
         dropout=0.1,
         attention_dropout=0.1,
         norm_eps=1e-12,
+        activation="gelu",
         remat="none",
         attention="xla",
     )
@@ -71,7 +76,9 @@ def bert(features: int, layers: int, heads: int, **more) -> ConfigDict:
 
 
 def model(tower: str) -> ConfigDict:
-    """The dual encoder; both towers meet in a space as wide as the image tower."""
+    """The dual encoder; ViT and BERT meet in a space as wide as the image tower."""
+    if tower == "clip_b16":
+        return clip_b16()
     image = {
         "vit_b16": vit(768, 12, 12),
         "deit_s16": vit(384, 12, 6, distillation=True, norm_eps=1e-6),
@@ -81,11 +88,36 @@ def model(tower: str) -> ConfigDict:
             image=image,
             text=bert(768, 12, 12),
             embedding=image.features,
+            pool="max",
             pool_padding=False,
             pool_special=True,
+            projection_bias=True,
             temperature="none",
             temperature_init=0.07,
-            mlm_tied=True,
+            mlm_output="tied",
+            dtype="bfloat16",
+        )
+    )
+
+
+def clip_b16() -> ConfigDict:
+    """CLIP's two towers, its pooling, its temperature, and no head for masked words."""
+    clip = dict(norm_eps=1e-5, activation="quick_gelu", dropout=0.0)
+    image = vit(768, 12, 12, pre_norm=True, patch_bias=False, **clip)
+    text = bert(512, 12, 8, positions=77, attention_dropout=0.0, **clip)
+    text.kind = "clip"
+    return ConfigDict(
+        dict(
+            image=image,
+            text=text,
+            embedding=512,
+            pool="token",
+            pool_padding=False,
+            pool_special=True,
+            projection_bias=False,
+            temperature="learned",
+            temperature_init=0.01,
+            mlm_output="none",
             dtype="bfloat16",
         )
     )
@@ -109,7 +141,7 @@ def training() -> ConfigDict:
                 clip=0.0,
                 groups=(("", 1.0),),  # (pattern of paths, factor on the rate)
             ),
-            pixels=dict(mean=0.5, std=0.5, flips=True, shift=0),
+            pixels=dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), flips=True, shift=0),
             data=dict(
                 records="data/luperson",
                 split="pretrain",
@@ -121,7 +153,7 @@ def training() -> ConfigDict:
                 cache=False,
             ),
             tokenizer="bert-base-uncased",
-            init=dict(image="", text=""),  # "": random
+            init=init(),
             evaluate=dict(records="", val="", test="", batch_size=256),
             every=dict(report=50, evaluate=0, save=1000),
             keep=1,
@@ -130,8 +162,61 @@ def training() -> ConfigDict:
     )
 
 
+def init() -> ConfigDict:
+    """Where the weights start from: random, unless sources are named.
+
+    A source is a folder, a file, or a Hugging Face hub id; `model` may be a run or an
+    export too. Loading is strict: what may stay random is named in keep_init (patterns
+    of our paths), what a file may hold in vain in ignore (patterns of its names).
+    """
+    return ConfigDict(
+        dict(
+            model="",  # both towers and their heads
+            image="",
+            text="",
+            keep_init=(),
+            ignore=(
+                r"(^|\.)pooler\.",
+                r"(^|\.)(classifier|cls_classifier|distillation_classifier)\.",
+                r"^(head|head_dist|fc_norm)\.",
+                r"^cls\.seq_relationship\.",
+                # What the released code trains beside the towers: ViLT's heads, CAE.
+                r"^(clip|token_type_embeddings|itm_score|mpp_score|rank_output)\b",
+                r"^transformer\.(decoder|mask_token|fc_mask|fc_visual|norm_mask)",
+                r"^transformer\.norm_visual",
+            ),
+            distillation="keep",  # or "drop": DeiT's second token
+            resize="bicubic",  # or "bilinear_align_corners": position embeddings
+        )
+    )
+
+
+# What a researcher starts from: weights of the towers, and the tokenizer with them.
+STARTS = {
+    "vit_b16": dict(
+        image="google/vit-base-patch16-384", text="google-bert/bert-base-uncased"
+    ),
+    "deit_s16": dict(
+        image="facebook/deit-small-distilled-patch16-224",
+        text="google-bert/bert-base-uncased",
+    ),
+    "clip_b16": dict(model="openai/clip-vit-base-patch16"),
+}
+
+
+def start_from(config: ConfigDict, tower: str) -> None:
+    """The weights, tokenizer and pixels that go with a tower."""
+    config.init.update(STARTS[tower])
+    config.tokenizer = config.init.model or config.init.text
+    if tower == "clip_b16":
+        config.pixels.mean = (0.48145466, 0.4578275, 0.40821073)
+        config.pixels.std = (0.26862954, 0.26130258, 0.27577711)
+        config.data.lengths = (32, 48, 77)
+
+
 def synthetic(config: ConfigDict) -> None:
     """Reads the embedded persons (`python -m data_prep.build synthetic`)."""
+    config.init.model = config.init.text = ""  # their vocabulary is another
     config.data.records = "data/synthetic"
     config.data.captions = "data/synthetic/captions"
     config.tokenizer = "data/synthetic/tokenizer"

@@ -1,6 +1,7 @@
 """Pre-training: `configs/pretrain.py[:tower,recipe,set]`, or `:quickstart`.
 
-Without a variant: the paper's recipe, ViT-B/16 and BERT-base, on LUPerson.
+Without a variant: the paper's recipe, ViT-B/16 and BERT-base, on LUPerson, starting from
+the weights that the Hugging Face hub has of both.
 """
 
 from ml_collections import ConfigDict
@@ -16,9 +17,14 @@ def get_config(variant: str = "") -> ConfigDict:
     config = common.training()
     config.job = "pretrain"
     config.recipe = chosen.get("recipe", "paper")
-    config.model = common.model(chosen.get("tower", "vit_b16"))
+    tower = chosen.get("tower", "vit_b16")
+    config.model = common.model(tower)
     config.loss = ConfigDict(dict(contrastive=1.0, mlm=1.0))
-    config.mlm = ConfigDict(dict(rate=0.15, whole_words=False))
+    # add_mask: give a tokenizer without a mask token, as CLIP's, one more token.
+    config.mlm = ConfigDict(dict(rate=0.15, whole_words=False, add_mask=False))
+    common.start_from(config, tower)
+    if config.model.mlm_output == "none":
+        config.loss.mlm = 0.0
     if config.recipe == "released":
         released(config)
     if chosen.get("set") == "synthetic":
@@ -32,8 +38,11 @@ def released(config: ConfigDict) -> None:
     Its local negatives, 64 a GPU, come from a batch that is not gathered; here they
     are those of the global batch.
     """
+    config.init.resize = "bilinear_align_corners"
+    if config.model.text.kind == "clip":
+        return  # one token stands for a text: no padding, no words to guess
     config.model.pool_padding = True
-    config.model.mlm_tied = False
+    config.model.mlm_output = "untied"
     config.mlm.whole_words = True
     config.data.lengths = (100,)  # padding takes part in the maximum: one length
 
@@ -42,6 +51,7 @@ def quickstart() -> ConfigDict:
     """A pair small enough for two cores and a few minutes, on the embedded persons."""
     config = get_config("synthetic").unlock()
     config.recipe = "quickstart"
+    config.init.image = ""
     config.model.image = common.vit(
         96, 3, 4, height=96, width=32, patch=(16, 8), dropout=0.0, norm_eps=1e-6
     )

@@ -49,7 +49,7 @@ def config(image=(), text=(), **head):
     grid = dict(height=HEIGHT, width=WIDTH, patch=(8, 4))
     fields = dict(
         image=tower | grid | dict(image),
-        text=tower | dict(features=12, positions=40) | dict(text),
+        text=tower | dict(kind="bert", features=12, positions=40) | dict(text),
         embedding=8,
         dtype="float32",
     )

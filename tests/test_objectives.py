@@ -70,7 +70,7 @@ def masked_by_hand(tokens):
 
 
 def test_one_pass_of_clean_and_masked_texts_equals_two_passes_by_hand(monkeypatch):
-    model, params = build(temperature="learned", mlm_tied=False)
+    model, params = build(temperature="learned", mlm_output="untied")
     hand = masked_by_hand(BATCH["tokens"])
     monkeypatch.setattr(masking, "mask_tokens", lambda *_, **__: hand)
     run = quick_jit(objective(model, contrastive=0.7, mlm=1.3))

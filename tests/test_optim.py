@@ -93,7 +93,7 @@ def test_ten_updates_equal_torch_adamw_with_groups_decay_and_clipping(clip):
 
 
 def test_of_a_real_model_vectors_and_scalars_take_no_decay_and_all_else_does():
-    _, params = build(temperature="learned", mlm_tied=False)
+    _, params = build(temperature="learned", mlm_output="untied")
     decay = tree.flatten(tree.assign(params, optim.DECAY))
     for path, leaf in tree.flatten(params).items():
         assert decay[path] == (leaf.ndim > 1), path

@@ -13,12 +13,16 @@ from etils import epath
 from jax.sharding import Mesh
 from PIL import Image
 
-from unipt_jax import sharding
+from unipt_jax import sharding, sources, transfer, tree
 from unipt_jax.checkpoint import Checkpoints
+from unipt_jax.clip_config import clip_pixels, clip_section
 from unipt_jax.data import images, tokenizers, transforms
 from unipt_jax.data.pipeline import bucket
 from unipt_jax.errors import UserError
 from unipt_jax.models import unipt
+
+STATS = ("mean", "std")
+EXPORT = "unipt_jax export 1"
 
 
 @functools.partial(jax.jit, static_argnames=("model", "mean", "std", "out"))
@@ -38,17 +42,19 @@ def _embed_texts(params, tokens, *, model, out):
 class Encoder:
     """Parameters with all that is needed to use them.
 
-    mean, std: of the pixels. lengths: the lengths that texts are padded to, the last
-    one the limit. name: where the parameters come from, for reports.
+    mean, std: of the pixels, by channel. lengths: the lengths that texts are padded to,
+    the last one the limit. fit: how pictures come to the tower's size, see
+    `images.resize`. name: where the parameters come from, for reports.
     """
 
     model: unipt.DualEncoder
     params: Any
     tokenizer: tokenizers.Tokenizer
     mesh: Mesh
-    mean: float
-    std: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     lengths: tuple[int, ...]
+    fit: str = "squeeze"
     name: str = ""
 
     @property
@@ -71,7 +77,7 @@ class Encoder:
         self, pictures: Sequence[Image.Image], *, batch_size: int = 64
     ) -> np.ndarray:
         """PIL images of any size and mode -> (B, P) float32 rows of length 1."""
-        pixels = [images.resize(picture, *self.size) for picture in pictures]
+        pixels = [images.resize(picture, *self.size, self.fit) for picture in pictures]
         return self._in_batches(pixels, np.stack, self.embed_images, batch_size)
 
     def encode_text(self, texts: Sequence[str], *, batch_size: int = 64) -> np.ndarray:
@@ -103,37 +109,85 @@ class Encoder:
         return np.concatenate(out)[: len(items)]
 
 
-def build_model(config: dict, tokenizer: tokenizers.Tokenizer) -> unipt.DualEncoder:
-    """The module that a run's config and tokenizer describe."""
+def build_model(config: Any, tokenizer: tokenizers.Tokenizer) -> unipt.DualEncoder:
+    """The module that a config's `model` section and the tokenizer describe."""
     ids = dict(pad=tokenizer.pad, cls=tokenizer.cls, sep=tokenizer.sep)
     return unipt.build(config["model"], vocabulary=len(tokenizer), **ids)
 
 
-def load(
-    folder: str | os.PathLike, *, checkpoint: str = "best", mesh: Mesh | None = None
-) -> Encoder:
-    """Opens a run directory.
+def pixel_options(pixels: Any) -> dict[str, tuple[float, ...]]:
+    """mean and std of a config's `pixels` section, one number for each channel."""
+    return {name: tuple(np.broadcast_to(pixels[name], 3).tolist()) for name in STATS}
 
-    checkpoint: "best" (by Rank-1 on val, the last where val was never evaluated),
-    "last", or a step. mesh: the devices to run on, by default all.
-    Raises UserError where the folder holds no run or no such checkpoint.
+
+def is_run(folder: epath.Path) -> bool:
+    """True for a run directory: one that a training job wrote."""
+    file = folder / "config.json"
+    return file.exists() and "job" in _config(file)
+
+
+def is_export(folder: epath.Path) -> bool:
+    """True for a folder that the export job wrote."""
+    file = folder / "config.json"
+    return file.exists() and _config(file).get("format") == EXPORT
+
+
+def _config(file: epath.Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"{file} is no JSON ({error}); it is damaged") from error
+    return content if isinstance(content, dict) else {}
+
+
+def load(
+    name: str | os.PathLike,
+    *,
+    checkpoint: str = "best",
+    mesh: Mesh | None = None,
+    dtype: str = "",
+    size: tuple[int, int] | None = None,
+    fit: str = "squeeze",
+    activation: str = "",
+) -> Encoder:
+    """Opens a run directory, an export folder, or CLIP weights as they come.
+
+    name: a folder, a file of CLIP weights (its tokenizer's files beside it), or the
+    Hugging Face hub id of a CLIP. mesh: the devices to run on, by default all. dtype:
+    "float32" or "bfloat16" instead of what the model was trained with.
+    checkpoint: of a run, "best" (by Rank-1 on val, the last where val was never
+    evaluated), "last", or a step.
+    size, fit, activation: of CLIP weights alone. Height and width to work at, by
+    default CLIP's own (position embeddings are resized); how pictures come to that
+    size (`images.resize`): squeezed, since CLIP's own centre crop cuts head and feet
+    off a person, or fit="crop" for CLIP's way; "gelu" or "quick_gelu" where no config
+    beside the weights says which (OpenAI's are quick_gelu).
+    Raises UserError where nothing of the kind is there.
     """
-    folder = epath.Path(folder)
-    if not (folder / "config.json").exists():
-        raise UserError(
-            f"{folder} is no run directory (no config.json there); give the --workdir "
-            "of a training run"
-        )
-    config = json.loads((folder / "config.json").read_text())
-    tokenizer = tokenizers.load(folder / "tokenizer")
     mesh = mesh or sharding.make_mesh(data=0, fsdp=1)
+    folder = epath.Path(name)
+    if is_run(folder):
+        return _load_run(folder, str(checkpoint), mesh, dtype)
+    if is_export(folder):
+        return _load_export(folder, mesh, dtype)
+    if folder.is_dir() and not any((folder / file).exists() for file in sources.FILES):
+        raise UserError(
+            f"{folder} is no run directory (no config.json of ours there), no export, "
+            f"and has no weights such as {sources.FILES[0]}; give the --workdir of a "
+            "training run, an export, or a folder with CLIP's weights"
+        )
+    return _load_clip(name, mesh, dtype, size, fit, activation)
+
+
+def _load_run(folder: epath.Path, checkpoint: str, mesh: Mesh, dtype: str) -> Encoder:
+    config = _config(folder / "config.json")
+    config["model"]["dtype"] = dtype or config["model"]["dtype"]
+    tokenizer = tokenizers.load(folder / "tokenizer")
     model = build_model(config, tokenizer)
     checkpoints = Checkpoints(folder / "checkpoints")
     try:
-        step = {"best": checkpoints.best(), "last": checkpoints.latest()}.get(
-            checkpoint
-        )
-        step = int(checkpoint) if checkpoint.isdigit() else step
+        named = {"best": checkpoints.best(), "last": checkpoints.latest()}
+        step = int(checkpoint) if checkpoint.isdigit() else named.get(checkpoint)
         if step is None:
             raise UserError(f"{folder} has no checkpoint '{checkpoint}' yet")
         params = checkpoints.restore_params(abstract_params(model, mesh), step)
@@ -144,11 +198,77 @@ def load(
         params=params,
         tokenizer=tokenizer,
         mesh=mesh,
-        mean=config["pixels"]["mean"],
-        std=config["pixels"]["std"],
         lengths=tuple(sorted(config["data"]["lengths"])),
         name=f"{folder} step {step}",
+        **pixel_options(config["pixels"]),
     )
+
+
+def _load_export(folder: epath.Path, mesh: Mesh, dtype: str) -> Encoder:
+    config = _config(folder / "config.json")
+    config["model"]["dtype"] = dtype or config["model"]["dtype"]
+    tokenizer = tokenizers.load(folder)
+    model = build_model(config, tokenizer)
+    source = sources.open_source(folder)
+    return Encoder(
+        model=model,
+        params=_place(model, source, transfer.Options(), mesh),
+        tokenizer=tokenizer,
+        mesh=mesh,
+        lengths=tuple(config["lengths"]),
+        fit=config["pixels"]["fit"],
+        name=str(folder),
+        **pixel_options(config["pixels"]),
+    )
+
+
+def _load_clip(
+    name, mesh: Mesh, dtype: str, size, fit: str, activation: str
+) -> Encoder:
+    source = sources.open_source(name)
+    section = clip_section(source, activation)
+    section["dtype"] = dtype or section["dtype"]
+    grid = sources.grid_of(section["image"])
+    if size is not None:
+        section["image"] |= dict(height=size[0], width=size[1])
+    local = os.path.exists(os.path.expanduser(name))  # else a hub id
+    tokenizer = tokenizers.load(source.folder if local else name)
+    model = build_model({"model": section}, tokenizer)
+    limit = model.text.positions
+    return Encoder(
+        model=model,
+        params=_place(model, source, transfer.Options(grid=grid), mesh),
+        tokenizer=tokenizer,
+        mesh=mesh,
+        lengths=(*(n for n in (32, 48) if n < limit), limit),
+        fit=fit,
+        name=str(name),
+        **pixel_options(clip_pixels(source)),
+    )
+
+
+def _place(
+    model: unipt.DualEncoder,
+    source: sources.Source,
+    options: transfer.Options,
+    mesh: Mesh,
+) -> Any:
+    """A source's tensors as the model's parameters, on the devices."""
+    abstract = abstract_params(model, mesh)
+    wanted = {path: leaf.shape for path, leaf in tree.flatten(abstract).items()}
+    taken = transfer.to_ours(
+        source.tensors,
+        wanted,
+        transfer.Geometry.of(model.image),
+        source=source.name,
+        options=options,
+    )
+
+    def put(key_path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        x = taken.params[tree.path_of(key_path)]
+        return jax.make_array_from_callback(x.shape, leaf.sharding, lambda i: x[i])
+
+    return jax.tree_util.tree_map_with_path(put, abstract)
 
 
 def abstract_params(model: unipt.DualEncoder, mesh: Mesh) -> Any:

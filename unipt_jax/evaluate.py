@@ -76,8 +76,8 @@ def embed_set(
         return sharding.place_batch(batch, rows, batch_size, encoder.mesh)
 
     def pictures(index: np.ndarray) -> np.ndarray:
-        size = encoder.size
-        return np.stack([pipeline.decode_image(data.records[i], size) for i in index])
+        way = encoder.size, encoder.fit
+        return np.stack([pipeline.decode_image(data.records[i], *way) for i in index])
 
     gallery = [
         encoder.embed_images(place(batch))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from unipt_jax import losses, masking
 from unipt_jax.data import transforms
+from unipt_jax.errors import UserError
 from unipt_jax.models.unipt import DualEncoder
 
 
@@ -25,11 +26,11 @@ def pretrain(
     model: DualEncoder,
     *,
     weights: PretrainWeights,
-    mean: float,
-    std: float,
+    mean: float | Sequence[float],
+    std: float | Sequence[float],
     flips: bool,
     shift: int,
-    mask_id: int,
+    mask_id: int | None,
     mask_rate: float,
     continuation: jax.Array | None,
 ) -> Callable[[Any, dict, jax.Array], tuple[jax.Array, dict]]:
@@ -50,6 +51,8 @@ def pretrain(
         continuation=continuation,
     )
     with_mlm = weights.mlm > 0 and mask_rate > 0
+    if with_mlm:
+        _check_head(model, mask_id)
 
     def loss(params: Any, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
         augment_key, mask_key, dropout_key = jax.random.split(key, 3)
@@ -81,6 +84,19 @@ def pretrain(
         return total, metrics | ({"temperature": 1 / scale} if learned else {})
 
     return loss
+
+
+def _check_head(model: DualEncoder, mask_id: int | None) -> None:
+    problems = {
+        "the tokenizer has no mask token (mlm.add_mask=True adds one)": mask_id is None,
+        "the model has no head for it (model.mlm_output=tied)": model.mlm_output
+        == "none",
+    }
+    lacks = [text for text, is_so in problems.items() if is_so]
+    if lacks:
+        raise UserError(
+            f"loss.mlm is not 0, but {' and '.join(lacks)}; or set loss.mlm=0"
+        )
 
 
 def _interleave(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from unipt_jax import encoder as encoders
-from unipt_jax import evaluate, objectives, optim, ranking, report, sharding
+from unipt_jax import evaluate, objectives, optim, ranking, report, sharding, start
 from unipt_jax.checkpoint import Checkpoints
 from unipt_jax.data import pipeline, tokenizers
 from unipt_jax.data.records import CaptionRecord, PersonRecord, Records
@@ -32,31 +32,40 @@ def pretrain(config: Any, workdir: str) -> None:
     """The job: UniPT's pre-training, from wherever the run directory stands."""
     mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
     sharding.check_batch("batch_size", config.batch_size, mesh)
-    if config.init.image or config.init.text:
-        raise UserError(
-            f"init.image='{config.init.image}', init.text='{config.init.text}': towers "
-            "start from random weights so far; leave both empty"
-        )
     tokenizer = tokenizers.load(config.tokenizer)
-    batches = open_batches(config, tokenizer, mesh)
-    steps = config.steps or config.epochs * len(batches) // config.batch_size
-    workdir = open_workdir(config, workdir, tokenizer)
+    if config.mlm.add_mask:
+        tokenizer = tokenizer.with_mask()
     model = encoders.build_model(config, tokenizer)
     if config.data.lengths[-1] > model.text.positions:
         raise UserError(
             f"data.lengths ends at {config.data.lengths[-1]}, but the text tower holds "
             f"{model.text.positions} positions; lower the one or raise the other"
         )
+    if config.mlm.whole_words and config.loss.mlm > 0:
+        continuation = tokenizer.continuation()
+    else:
+        continuation = None
     objective = objectives.pretrain(
         model,
         weights=objectives.PretrainWeights(**config.loss),
-        **config.pixels,
+        **encoders.pixel_options(config.pixels),
+        flips=config.pixels.flips,
+        shift=config.pixels.shift,
         mask_id=tokenizer.mask,
         mask_rate=config.mlm.rate,
-        continuation=tokenizer.continuation() if config.mlm.whole_words else None,
+        continuation=continuation,
     )
-    announce(config, model, tokenizer, batches, steps, mesh)
-    fit(config, workdir, model, objective, batches, tokenizer, steps, mesh)
+    # Weights first: they are the likeliest to be missing, and nothing is written yet.
+    resumes = any(epath.Path(workdir).glob("checkpoints/[0-9]*"))
+    found = (
+        {} if resumes else start.read(config.init, model, extend=config.mlm.add_mask)
+    )
+    batches = open_batches(config, tokenizer, mesh)
+    steps = config.steps or config.epochs * len(batches) // config.batch_size
+    workdir = open_workdir(config, workdir, tokenizer)
+    lines = {} if resumes else start.choices(config.init, found)
+    announce(config, model, tokenizer, batches, steps, mesh, lines)
+    fit(config, workdir, model, objective, batches, tokenizer, steps, mesh, found)
 
 
 def open_batches(
@@ -133,8 +142,8 @@ def _check_same(before: dict, now: dict, file: epath.Path) -> None:
         )
 
 
-def announce(config, model, tokenizer, batches, steps, mesh) -> None:
-    """Prints the choices that a reader of the paper would ask for."""
+def announce(config, model, tokenizer, batches, steps, mesh, more) -> None:
+    """Prints the choices that a reader of the paper would ask for, and `more`."""
     if jax.process_index() != 0:
         return
     table = batches.table
@@ -154,12 +163,15 @@ def announce(config, model, tokenizer, batches, steps, mesh) -> None:
         "temperature": config.model.temperature
         + (f" {config.model.temperature_init}" if fixed else ""),
         "negatives": f"the global batch of {config.batch_size}",
-        "max pooling": f"padding {'in' if config.model.pool_padding else 'masked'}, "
+        "pooling": "class token and end of text"
+        if config.model.pool == "token"
+        else f"maximum, padding {'in' if config.model.pool_padding else 'masked'}, "
         f"class tokens {'in' if config.model.pool_special else 'masked'}",
         "MLM": f"weight {config.loss.mlm}, rate {config.mlm.rate}, "
         + ("whole words" if config.mlm.whole_words else "tokens")
-        + f", head {'tied' if config.model.mlm_tied else 'untied'}",
+        + f", head {config.model.mlm_output}",
         "learning rate": f"{config.lr}, warm-up {config.warmup:.0%}, {config.decay}",
+        **more,
         "precision": f"{config.model.dtype} compute, float32 parameters and losses",
     }
     report.choices("choices in force", values)
@@ -236,30 +248,33 @@ def due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def fit(config, workdir, model, objective, batches, tokenizer, steps, mesh) -> None:
-    """From the last checkpoint to the last step; then test, once."""
+def fit(
+    config, workdir, model, objective, batches, tokenizer, steps, mesh, found
+) -> None:
+    """From the last checkpoint, or from `found`, to the last step; then test, once."""
     optimiser = make_optimiser(config, steps)
     state, shardings = initial_state(model, optimiser, config.seed, mesh)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.keep)
-    start = checkpoints.latest() or 0
-    if start:
-        state = checkpoints.restore(state, start)
+    begin = checkpoints.latest() or 0
+    if begin:
+        state = checkpoints.restore(state, begin)
+    else:
+        state = state.replace(params=start.put(state.params, found))
     encoder = encoders.Encoder(
         model=model,
         params=None,
         tokenizer=tokenizer,
         mesh=mesh,
-        mean=config.pixels.mean,
-        std=config.pixels.std,
         lengths=tuple(sorted(config.data.lengths)),
+        **encoders.pixel_options(config.pixels),
     )
-    log = report.Report(workdir, start=start, total=steps, batch_size=config.batch_size)
-    if start:
-        log.say(f"resumes after step {start}")
+    log = report.Report(workdir, start=begin, total=steps, batch_size=config.batch_size)
+    if begin:
+        log.say(f"resumes after step {begin}")
     loop = Loop(config, steps, optimiser, batches, checkpoints, log, encoder)
     try:
         train_step = make_step(objective, optimiser, config.seed, shardings)
-        state = loop.run(state, train_step, placed(batches, start, config, mesh), start)
+        state = loop.run(state, train_step, placed(batches, begin, config, mesh), begin)
         checkpoints.wait()
         best = checkpoints.best()
         params = checkpoints.restore_params(state.params, best)

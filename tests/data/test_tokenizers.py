@@ -4,7 +4,9 @@ import importlib.metadata
 import json
 import os
 import pathlib
+import random
 import shutil
+import string
 import subprocess
 import sys
 
@@ -34,9 +36,25 @@ SENTENCES = [
     "İstanbul DŽ ẞ ŐŰ",
     "pneumonoultramicroscopicsilicovolcanoconiosis " + "x" * 300,
     "unaffable embeddings tokenization",
-    "word " * 200,
+    "word " * 5000,
+    " \t \n  ",
+    "Cafe\u0301 nai\u0308ve e\u0301\u0323 \u0301 Σίσυφος \u1e9b\u0323",
+    "👨‍👩‍👧‍👦 and 🏳️‍🌈 in 👩🏽‍🚀🇫🇷",
+    string.punctuation,
+    "0123456789 12,345.67 ١٢٣ ⅷ 七",
+    "it's we'll they'Re I'M DON'T he'd I've 's 'll '' 'sll",
+    "MiXeD CaSe TEXT iPhone",
+    "!",
+    "!!! ! !?",
+    "a <|endoftext|> b<|startoftext|>c <|ENDOFTEXT|> <|mask|> |>",
 ]
-LONG = 4096  # more than any sentence above has
+# And two hundred that no one would think of: these letters, drawn by chance.
+LETTERS = (
+    "aAzÉİß's ll 0١½²!.,<|>_-[#]\u0301\u200d\ufe0f👩🏽\u00a0\u2028\u3000\x00\x07漢عﬁΣς"
+)
+DRAW = random.Random(0)
+SENTENCES += ["".join(DRAW.choices(LETTERS, k=1 + n // 5)) for n in range(200)]
+LONG = 30_000  # more pieces than any sentence above has
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +122,19 @@ def test_ids_equal_those_of_transformers_with_case_kept(bert, tmp_path):
     assert upper.tolist() != lower.tolist()
 
 
+def test_a_saved_tokenizer_keeps_its_case_here_and_in_transformers(bert, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    (tmp_path / "in").mkdir()
+    shutil.copy(bert / "vocab.txt", tmp_path / "in")
+    (tmp_path / "in" / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    cased = tokenizers.load(tmp_path / "in")
+    cased.save(tmp_path / "out")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert len(theirs) == len(cased) == 30522
+    assert_same_ids(cased, theirs)
+    assert_same_ids(tokenizers.load(tmp_path / "out"), theirs)
+
+
 def test_ids_are_the_same_from_tokenizer_json_alone(bert, tmp_path):
     theirs = reference(bert)
     theirs.save_pretrained(tmp_path)
@@ -126,6 +157,7 @@ def test_padding_and_truncation_stored_in_tokenizer_json_are_not_applied(tmp_pat
 def test_special_ids_and_length_are_those_of_the_vocabulary(bert):
     ours = tokenizers.load(bert)
     assert (ours.pad, ours.cls, ours.sep, ours.mask) == (0, 101, 102, 103)
+    assert ours.kind == "wordpiece" and ours.with_mask() is ours
 
 
 def test_continuation_flags_exactly_the_pieces_that_continue_a_word(bert):
@@ -179,6 +211,24 @@ def test_a_tokenizer_json_without_the_special_tokens_is_refused(tmp_path):
     assert "lacks [PAD], [CLS], [SEP], [MASK]" in text
 
 
+def test_a_tokenizer_json_that_puts_no_ends_round_a_text_is_refused(tmp_path):
+    words = {token: i for i, token in enumerate(tokenizers.SPECIAL)}
+    model = hf.models.WordPiece(words, unk_token="[UNK]")
+    hf.Tokenizer(model).save(str(tmp_path / "tokenizer.json"))
+    text = sentence(lambda: tokenizers.load(tmp_path))
+    assert "tokenizer.json does not put [CLS] and [SEP] round a text" in text
+
+
+def test_a_word_that_is_there_twice_is_refused(tmp_path):
+    text = sentence(lambda: tokenizers.load(small(tmp_path, ("a", "man", "a"))))
+    assert "vocab.txt does not number its 7 different tokens" in text
+
+
+def test_a_vocabulary_that_is_not_utf8_is_refused(tmp_path):
+    (small(tmp_path) / "vocab.txt").write_bytes(b"[PAD]\n\xff\n")
+    assert "vocab.txt cannot be read" in sentence(lambda: tokenizers.load(tmp_path))
+
+
 @pytest.mark.parametrize(
     "name", ["bert-base-uncased", "nobody/nothing", "/no/such/folder", "a b?"]
 )
@@ -202,6 +252,7 @@ def test_a_name_that_is_no_folder_and_cannot_be_had_is_one_sentence(name, tmp_pa
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"tokenizer '{name}' is neither a folder nor")
     assert done.stdout.count("\n") == 1
+    assert "vocab.txt (BERT), its vocab.json and merges.txt or" in done.stdout
     assert "--config.tokenizer=FOLDER" in done.stdout
 
 
@@ -225,6 +276,45 @@ def test_a_vocabulary_with_an_odd_line_separator_keeps_its_numbers(tmp_path, odd
     assert len(ours) == 8
     assert ours.encode(["man"], 8)[0][0].tolist() == [2, 7, 3]
     assert_same_ids(ours, reference(tmp_path), ["a man"])
+
+
+# --- saving --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("call", ["write_bytes", "rename"])
+def test_a_save_that_is_broken_off_leaves_no_folder(tmp_path, monkeypatch, call):
+    ours = tokenizers.load(small(tmp_path / "in"))
+    kept = getattr(pathlib.Path, call)
+
+    def breaks(path, *args):
+        if call == "rename" or path.name == "tokenizer.json":
+            raise KeyboardInterrupt
+        return kept(path, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, call, breaks)
+        with pytest.raises(KeyboardInterrupt):
+            ours.save(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    ours.save(tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+    assert len(tokenizers.load(tmp_path / "out")) == len(ours)
+
+
+def test_saving_to_a_folder_leaves_the_other_files_in_it(tmp_path, monkeypatch):
+    ours = tokenizers.load(small(tmp_path / "in"))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "model.safetensors").write_text("weights")
+    monkeypatch.chdir(tmp_path / "out")
+    for _ in range(2):
+        ours.save(".")
+    assert sorted(os.listdir()) == [
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.txt",
+    ]
+    assert len(tokenizers.load(".")) == len(ours)
 
 
 # --- training ------------------------------------------------------------------------

@@ -256,7 +256,7 @@ for side, width in (("image", 16), ("text", 12)):
         (
             dict(
                 temperature="learned",
-                mlm_tied=False,
+                mlm_output="untied",
                 image=dict(distillation=True, remat="block"),
                 text=dict(remat="dots"),
             ),

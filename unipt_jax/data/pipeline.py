@@ -204,10 +204,15 @@ class TrainBatches:
         return [self.table.image_ids[index] for index, _ in self._plan()[step]]
 
 
-def decode_image(record: PersonRecord, size: tuple[int, int]) -> np.ndarray:
-    """A record's image as (H, W, 3) uint8. Raises UserError if it is damaged."""
+def decode_image(
+    record: PersonRecord, size: tuple[int, int], fit: str = "squeeze"
+) -> np.ndarray:
+    """A record's image as (H, W, 3) uint8. Raises UserError if it is damaged.
+
+    fit: how it comes to that size, see `images.resize`.
+    """
     try:
-        return images.decode(record.image, *size)
+        return images.decode(record.image, *size, fit)
     except (OSError, ValueError, SyntaxError) as error:  # what PIL raises
         raise UserError(
             f"image '{record.image_id}' cannot be decoded ({error}); prepare the set "

@@ -1,12 +1,22 @@
 """uint8 images in, augmented and normalised floats out: on the device."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
-def normalise(images: jax.Array, *, mean: float, std: float) -> jax.Array:
-    """(B, H, W, 3) uint8 -> float32, (x / 255 - mean) / std."""
-    return (images.astype(jnp.float32) - 255 * mean) * (1 / (255 * std))
+def normalise(
+    images: jax.Array, *, mean: float | Sequence[float], std: float | Sequence[float]
+) -> jax.Array:
+    """(B, H, W, 3) uint8 -> float32, (x / 255 - mean) / std.
+
+    mean, std: one number for all channels, or one for each of the three.
+    """
+    offset = np.asarray(255 * np.asarray(mean, np.float64), np.float32)
+    factor = np.asarray(1 / (255 * np.asarray(std, np.float64)), np.float32)
+    return (images.astype(jnp.float32) - offset) * factor
 
 
 def flip(key: jax.Array, images: jax.Array) -> jax.Array:

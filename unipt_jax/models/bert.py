@@ -20,6 +20,7 @@ class Block(nn.Module):
     norm_eps: float
     dtype: jnp.dtype
     attention: str
+    activation: str = "gelu"
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array | None, train: bool) -> jax.Array:
@@ -32,7 +33,8 @@ class Block(nn.Module):
         )(x, mask, train)
         y = layers.Dropout(self.dropout, name="dropout1")(y, train)
         x = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="attention_norm")(x + y)
-        y = layers.Mlp(self.hidden, 0.0, self.dtype, name="mlp")(x, train)
+        mlp = layers.Mlp(self.hidden, 0.0, self.dtype, self.activation, name="mlp")
+        y = mlp(x, train)
         y = layers.Dropout(self.dropout, name="dropout2")(y, train)
         return nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="mlp_norm")(x + y)
 
@@ -49,6 +51,7 @@ class Bert(nn.Module):
     dropout: float = 0.1
     attention_dropout: float = 0.1
     norm_eps: float = 1e-12
+    activation: str = "gelu"
     remat: str = "none"
     attention: str = "xla"
     dtype: jnp.dtype = jnp.float32
@@ -70,6 +73,7 @@ class Bert(nn.Module):
                 self.norm_eps,
                 self.dtype,
                 self.attention,
+                self.activation,
             )
             for _ in range(self.layers)
         ]

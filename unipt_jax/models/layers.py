@@ -1,4 +1,4 @@
-"""What both towers are made of: dropout, attention, MLP, and the axis letters.
+"""What all towers are made of: dropout, attention, MLP, and the axis letters.
 
 Axis letters, everywhere in the package: B batch, H and W pixels (or patches), N image
 tokens, L text tokens, S tokens of either, D width of a tower, F hidden width of an MLP,
@@ -6,6 +6,7 @@ A attention heads, K width of a head, P width of the shared embedding, V vocabul
 M masked positions of a text.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -84,10 +85,23 @@ class Dense(nn.Dense):
     dot_general: Any = _dot_general
 
 
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """CLIP's approximation of GELU: x * sigmoid(1.702 x)."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {
+    "gelu": functools.partial(
+        jax.nn.gelu, approximate=False
+    ),  # as ViT and BERT have it
+    "quick_gelu": quick_gelu,
+}
+
+
 class Attention(nn.Module):
     """Multi-head self-attention; softmax in float32.
 
-    implementation: "xla", or "cudnn" (16-bit floats on an NVIDIA GPU, without dropout
+    causal: a token attends to itself and what comes before it. implementation: "xla", or "cudnn" (16-bit floats on an NVIDIA GPU, without dropout
     on the attention weights).
     """
 
@@ -95,6 +109,7 @@ class Attention(nn.Module):
     dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
     implementation: str = "xla"
+    causal: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array | None, train: bool) -> jax.Array:
@@ -119,6 +134,9 @@ class Attention(nn.Module):
         logits = jnp.matmul(q, k, preferred_element_type=jnp.float32)  # (B, A, S, S)
         if mask is not None:
             logits = jnp.where(mask[:, None, None, :], logits, jnp.float32(-1e30))
+        if self.causal:
+            before = jnp.tri(logits.shape[-1], dtype=bool)
+            logits = jnp.where(before, logits, jnp.float32(-1e30))
         weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
         weights = Dropout(self.dropout, name="dropout_weights")(weights, train)
         return jnp.matmul(weights, v).transpose(0, 2, 1, 3)
@@ -130,26 +148,64 @@ class Attention(nn.Module):
                 "set attention_dropout to 0 or attention to 'xla'"
             )
         lengths = None if mask is None else mask.sum(-1).astype(jnp.int32)
+        options = dict(is_causal=self.causal, implementation=self.implementation)
         return jax.nn.dot_product_attention(
-            q, k, v, key_value_seq_lengths=lengths, implementation=self.implementation
+            q, k, v, key_value_seq_lengths=lengths, **options
         )
 
 
 class Mlp(nn.Module):
-    """Dense, GELU (exact, as ViT and BERT have it), Dense."""
+    """Dense, activation, Dense."""
 
     hidden: int
     dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
+    activation: str = "gelu"
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(
+                f"activation '{self.activation}' is not one of {', '.join(ACTIVATIONS)}"
+            )
+        width = x.shape[-1]
         h = Dense(self.hidden, dtype=self.dtype, name="fc1")(
             x
         )  # (B, S, D) -> (B, S, F)
-        h = jax.nn.gelu(h, approximate=False)
+        h = ACTIVATIONS[self.activation](h)
         h = Dropout(self.dropout, name="dropout_hidden")(h, train)
-        return Dense(x.shape[-1], dtype=self.dtype, name="fc2")(h)
+        return Dense(width, dtype=self.dtype, name="fc2")(h)
+
+
+class PreNormBlock(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)): the block of ViT and of CLIP."""
+
+    heads: int
+    hidden: int
+    dropout: float
+    attention_dropout: float
+    norm_eps: float
+    dtype: jnp.dtype
+    attention: str
+    activation: str = "gelu"
+    causal: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array | None, train: bool) -> jax.Array:
+        """x: (B, S, D). mask: (B, S), True where a token may be attended to."""
+        y = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="norm1")(x)
+        y = Attention(
+            self.heads,
+            self.attention_dropout,
+            self.dtype,
+            self.attention,
+            self.causal,
+            name="attention",
+        )(y, mask, train)
+        x = x + Dropout(self.dropout, name="dropout1")(y, train)
+        y = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="norm2")(x)
+        mlp = Mlp(self.hidden, self.dropout, self.dtype, self.activation, name="mlp")
+        return x + Dropout(self.dropout, name="dropout2")(mlp(y, train), train)
 
 
 REMAT = {

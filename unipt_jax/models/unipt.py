@@ -1,7 +1,8 @@
 """The dual encoder: pixels and tokens in, unit vectors of one shared space out.
 
-Each tower's token features pass a Dense layer to the shared width (a 1x1 convolution in
-the paper), then a maximum over tokens; the unit vector of that is the embedding.
+UniPT's way: each tower's token features pass a Dense layer to the shared width (a 1x1
+convolution in the paper), then a maximum over tokens; the unit vector of that is the
+embedding. CLIP's way: one token stands for all, and the projections have no bias.
 """
 
 from collections.abc import Mapping
@@ -11,9 +12,15 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from unipt_jax.models import bert, layers, vit
+from unipt_jax.models import bert, clip, layers, vit
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+TEXT_TOWERS = {"bert": bert.Bert, "clip": clip.ClipText}
+CHOICES = {
+    "pool": ("max", "token"),
+    "temperature": ("none", "fixed", "learned"),
+    "mlm_output": ("tied", "untied", "none"),
+}
 
 
 def max_pool(features: jax.Array, mask: jax.Array | None) -> jax.Array:
@@ -33,51 +40,76 @@ def unit(x: jax.Array) -> jax.Array:
 
 
 class DualEncoder(nn.Module):
-    """A ViT and a BERT with projections to one space, and the MLM head.
+    """An image and a text tower with projections to one space, and the MLM head.
 
-    embedding: width P of the shared space. pool_padding: let padding into the maximum
-    over text tokens, as the released code does. pool_special: let the class tokens,
-    [CLS] and [SEP] into the maximum. temperature: "none" (the paper's Eq. 1), "fixed"
-    or "learned"; temperature_init is its value or where it starts. mlm_tied: the MLM
-    head's product is with the token embedding. pad, cls, sep: token ids.
+    embedding: width P of the shared space. pool: "max" over token features, or "token",
+    the class token of the image and CLIP's end-of-text token ([CLS] of a BERT).
+    pool_padding: let padding into the maximum over text tokens, as the released code
+    does. pool_special: let the class tokens, [CLS] and [SEP] into the maximum.
+    projection_bias: CLIP's projections have none. temperature: "none" (the paper's
+    Eq. 1), "fixed" or "learned"; temperature_init is its value or where it starts.
+    mlm_output: the MLM head's last product is with the token embedding ("tied"), with a
+    kernel of its own ("untied"), or there is no such head ("none"). pad, cls, sep:
+    token ids; where pad is sep, as with CLIP, all after the first sep is padding.
     """
 
     image: vit.ViT
-    text: bert.Bert
+    text: bert.Bert | clip.ClipText
     embedding: int
     pad: int
     cls: int
     sep: int
+    pool: str = "max"
     pool_padding: bool = False
     pool_special: bool = True
+    projection_bias: bool = True
     temperature: str = "none"
     temperature_init: float = 0.07
-    mlm_tied: bool = True
+    mlm_output: str = "tied"
     dtype: jnp.dtype = jnp.float32
 
     def setup(self) -> None:
-        self.image_projection = layers.Dense(self.embedding, dtype=self.dtype)
-        self.text_projection = layers.Dense(self.embedding, dtype=self.dtype)
-        self.mlm_head = bert.MlmHead(
-            self.text.vocabulary, self.mlm_tied, self.text.norm_eps, self.dtype
-        )
-        if self.temperature not in ("none", "fixed", "learned"):
-            raise ValueError(
-                f"temperature '{self.temperature}' is not one of none, fixed, learned"
+        for field, allowed in CHOICES.items():
+            if getattr(self, field) not in allowed:
+                raise ValueError(
+                    f"{field} '{getattr(self, field)}' is not one of "
+                    + ", ".join(allowed)
+                )
+        dense = dict(use_bias=self.projection_bias, dtype=self.dtype)
+        self.image_projection = layers.Dense(self.embedding, **dense)
+        self.text_projection = layers.Dense(self.embedding, **dense)
+        if self.mlm_output != "none":
+            self.mlm_head = bert.MlmHead(
+                self.text.vocabulary,
+                self.mlm_output == "tied",
+                self.text.norm_eps,
+                self.dtype,
             )
         if self.temperature == "learned":
             log_scale = jnp.log(jnp.float32(1 / self.temperature_init))
             self.log_scale = self.param("log_scale", lambda _: log_scale)
 
+    def real(self, tokens: jax.Array) -> jax.Array:
+        """(B, L) ids -> (B, L), False on padding."""
+        if self.pad != self.sep:
+            return tokens != self.pad
+        ends = (tokens == self.sep).astype(jnp.int32)
+        return jnp.cumsum(ends, axis=1) - ends == 0
+
     def text_features(self, tokens: jax.Array, train: bool) -> jax.Array:
         """(B, L) ids -> (B, L, D): the text tower's token features."""
-        return self.text(tokens, tokens != self.pad, train)
+        return self.text(tokens, self.real(tokens), train)
 
     def pool_text(self, features: jax.Array, tokens: jax.Array) -> jax.Array:
         """(B, L, D) features of (B, L) ids -> (B, P) unit vectors in float32."""
+        if self.pool == "token":
+            summary = self.sep if isinstance(self.text, clip.ClipText) else self.cls
+            place = jnp.argmax(tokens == summary, axis=1)  # the first one
+            chosen = jnp.take_along_axis(features, place[:, None, None], axis=1)
+            return unit(self.text_projection(chosen[:, 0]))
         mask = jnp.ones(tokens.shape, bool)
         if not self.pool_padding:
-            mask &= tokens != self.pad
+            mask &= self.real(tokens)
         if not self.pool_special:
             mask &= (tokens != self.cls) & (tokens != self.sep)
         return unit(max_pool(self.text_projection(features), mask))
@@ -85,6 +117,8 @@ class DualEncoder(nn.Module):
     def encode_image(self, pixels: jax.Array, train: bool = False) -> jax.Array:
         """(B, H, W, 3) normalised pixels -> (B, P) unit vectors in float32."""
         features = self.image(pixels, train)
+        if self.pool == "token":
+            return unit(self.image_projection(features[:, 0]))
         if not self.pool_special:
             features = features[:, self.image.prefix :]
         return unit(max_pool(self.image_projection(features), None))
@@ -109,7 +143,8 @@ class DualEncoder(nn.Module):
         image = self.encode_image(pixels)
         features = self.text_features(tokens, False)
         text = self.pool_text(features, tokens)
-        return image, text, self.mlm_logits(features), self.scale()
+        logits = () if self.mlm_output == "none" else self.mlm_logits(features)
+        return image, text, logits, self.scale()
 
 
 def build(model: Mapping[str, Any], *, vocabulary: int, pad: int, cls: int, sep: int):
@@ -122,10 +157,14 @@ def build(model: Mapping[str, Any], *, vocabulary: int, pad: int, cls: int, sep:
     dtype = DTYPES[model["dtype"]]
     image = dict(model["image"])
     image["patch"] = tuple(image["patch"])
+    text = dict(model["text"])
+    kind = text.pop("kind")
+    if kind not in TEXT_TOWERS:
+        raise ValueError(f"text.kind '{kind}' is not one of {', '.join(TEXT_TOWERS)}")
     head = {k: v for k, v in model.items() if k not in ("image", "text", "dtype")}
     return DualEncoder(
         image=vit.ViT(**image, dtype=dtype),
-        text=bert.Bert(**model["text"], vocabulary=vocabulary, dtype=dtype),
+        text=TEXT_TOWERS[kind](**text, vocabulary=vocabulary, dtype=dtype),
         **head,
         pad=pad,
         cls=cls,

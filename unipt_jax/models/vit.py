@@ -1,7 +1,7 @@
 """Vision Transformer: normalised pixels in, token features out.
 
 Dosovitskiy et al., "An Image is Worth 16x16 Words" (ICLR 2021); DeiT's distillation
-token from Touvron et al. (ICML 2021).
+token from Touvron et al. (ICML 2021); CLIP's variant from Radford et al. (ICML 2021).
 """
 
 import jax
@@ -11,39 +11,13 @@ from flax import linen as nn
 from unipt_jax.models import layers
 
 
-class Block(nn.Module):
-    """Pre-norm block: x + attention(norm(x)), x + mlp(norm(x))."""
-
-    heads: int
-    hidden: int
-    dropout: float
-    attention_dropout: float
-    norm_eps: float
-    dtype: jnp.dtype
-    attention: str
-
-    @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array | None, train: bool) -> jax.Array:
-        y = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="norm1")(x)
-        y = layers.Attention(
-            self.heads,
-            self.attention_dropout,
-            self.dtype,
-            self.attention,
-            name="attention",
-        )(y, mask, train)
-        x = x + layers.Dropout(self.dropout, name="dropout1")(y, train)
-        y = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="norm2")(x)
-        y = layers.Mlp(self.hidden, self.dropout, self.dtype, name="mlp")(y, train)
-        return x + layers.Dropout(self.dropout, name="dropout2")(y, train)
-
-
 class ViT(nn.Module):
     """ViT at any height x width that the patch divides.
 
     height, width, patch: in pixels. distillation: adds DeiT's second token, after the
     class token. Positions are learned for exactly this grid; other grids are resized
-    when weights are loaded.
+    when weights are loaded. CLIP's image tower is the one with activation "quick_gelu",
+    pre_norm (a norm between the positions and the first block) and no patch_bias.
     """
 
     height: int
@@ -57,6 +31,9 @@ class ViT(nn.Module):
     dropout: float = 0.1
     attention_dropout: float = 0.0
     norm_eps: float = 1e-12
+    activation: str = "gelu"
+    pre_norm: bool = False
+    patch_bias: bool = True
     remat: str = "none"
     attention: str = "xla"
     dtype: jnp.dtype = jnp.float32
@@ -88,7 +65,9 @@ class ViT(nn.Module):
         )
         x = x + positions.astype(self.dtype)
         x = layers.Dropout(self.dropout, name="dropout")(x, train)
-        block = layers.rematerialised(Block, self.remat)
+        if self.pre_norm:
+            x = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="pre_norm")(x)
+        block = layers.rematerialised(layers.PreNormBlock, self.remat)
         for i in range(self.layers):
             x = block(
                 self.heads,
@@ -98,6 +77,7 @@ class ViT(nn.Module):
                 self.norm_eps,
                 self.dtype,
                 self.attention,
+                self.activation,
                 name=f"block_{i}",
             )(x, None, train)
         return nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="norm")(x)
@@ -110,4 +90,9 @@ class ViT(nn.Module):
             raise ValueError(f"patches of {ph}x{pw} do not divide images of {h}x{w}")
         x = x.reshape(b, h // ph, ph, w // pw, pw, c).transpose(0, 1, 3, 2, 4, 5)
         x = x.reshape(b, (h // ph) * (w // pw), ph * pw * c)
-        return layers.Dense(self.features, dtype=self.dtype, name="patch_embedding")(x)
+        return layers.Dense(
+            self.features,
+            use_bias=self.patch_bias,
+            dtype=self.dtype,
+            name="patch_embedding",
+        )(x)

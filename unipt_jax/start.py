@@ -1,0 +1,111 @@
+"""What a run starts from: the sources that a config names in, parameters by path out."""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from unipt_jax import encoder, sources, transfer, tree, weights
+from unipt_jax.errors import UserError
+from unipt_jax.models import unipt
+from unipt_jax.transfer import Taken
+
+# Which of our parts each field of `config.init` fills.
+PARTS = {"model": None, "image": ("image",), "text": ("text", "mlm_head")}
+
+
+def shapes(model: unipt.DualEncoder) -> dict[str, tuple[int, ...]]:
+    """Path -> shape of every parameter of a model, without computing any."""
+    values = jax.eval_shape(lambda: unipt.initialise(model, jax.random.key(0)))
+    return {path: leaf.shape for path, leaf in tree.flatten(values).items()}
+
+
+def read(
+    init: Mapping[str, Any], model: unipt.DualEncoder, *, extend: bool = False
+) -> dict[str, Taken]:
+    """Reads what `init` names; returns {"model" | "image" | "text": what was found}.
+
+    init: a config's section: the sources, and `transfer.Options`' fields. extend: the
+    vocabulary may be longer here than in the file, see `transfer.Options`.
+    Raises UserError where a source cannot be read or does not fit.
+    """
+    if init["model"] and (init["image"] or init["text"]):
+        raise UserError(
+            f"init.model='{init['model']}' fills both towers; leave init.image and "
+            "init.text empty, or init.model"
+        )
+    wanted = shapes(model)
+    geometry = transfer.Geometry.of(model.image)
+    out = {}
+    for field, parts in PARTS.items():
+        if not init[field]:
+            continue
+        source = open_any(init[field])
+        options = transfer.Options(
+            keep_init=tuple(init["keep_init"]),
+            ignore=tuple(init["ignore"]),
+            distillation=init["distillation"],
+            resize=init["resize"],
+            grid=source.grid,
+            extend=extend,
+        )
+        chosen = {
+            path: shape
+            for path, shape in wanted.items()
+            if parts is None or path.split("/")[0] in parts
+        }
+        out[field] = transfer.to_ours(
+            source.tensors, chosen, geometry, source=source.name, options=options
+        )
+    return out
+
+
+def open_any(name: str | os.PathLike) -> sources.Source:
+    """A source of weights: what `sources` reads, or a run directory of ours."""
+    folder = epath.Path(name)
+    if not encoder.is_run(folder):
+        return sources.open_source(name)
+    found = encoder.load(folder)
+    params = {path: np.asarray(x) for path, x in tree.flatten(found.params).items()}
+    layout = weights.ours_in_torch(params)
+    tensors, _ = transfer.to_theirs(params, layout, found.model.image.patch)
+    config = json.loads((folder / "config.json").read_text())
+    return sources.Source(found.name, folder, tensors, {"config.json": config})
+
+
+def choices(init: Mapping[str, Any], found: Mapping[str, Taken]) -> dict[str, str]:
+    """What a run prints of its start: a line for each source and each oddity."""
+    if not found:
+        return {"initial weights": "random"}
+    lines = {}
+    for field, taken in found.items():
+        text = f"{init[field]} ({taken.layout}), {len(taken.params)} tensors"
+        for word, names in (("random", taken.kept), ("left out", taken.left_out)):
+            if names:
+                more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+                text += f"; {word}: {', '.join(names[:4])}{more}"
+        lines[f"initial {field}"] = "; ".join([text, *taken.notes])
+    if "model" not in found:
+        rest = [part for part in ("image", "text") if part not in found]
+        lines["initial rest"] = ", ".join([*rest, "projections"]) + " random"
+    return lines
+
+
+def put(params: Any, found: Mapping[str, Taken]) -> Any:
+    """Parameters on the devices, with those that were found in place of the random."""
+    loaded = {path: x for taken in found.values() for path, x in taken.params.items()}
+
+    def place(key_path: tuple, leaf: jax.Array) -> jax.Array:
+        new = loaded.get(tree.path_of(key_path))
+        if new is None:
+            return leaf
+        new = np.asarray(new, leaf.dtype)
+        return jax.make_array_from_callback(
+            leaf.shape, leaf.sharding, lambda index: new[index]
+        )
+
+    return jax.tree_util.tree_map_with_path(place, params)
