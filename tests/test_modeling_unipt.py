@@ -103,10 +103,6 @@ def close(expected, tensor):
     np.testing.assert_allclose(tensor.detach().numpy(), expected, rtol=0, atol=1e-5)
 
 
-def channels_first(pixels):
-    return torch.tensor(pixels.transpose(0, 3, 1, 2))
-
-
 QUICK = dict(activation="quick_gelu")
 CLIP_IMAGE = dict(pre_norm=True, patch_bias=False) | QUICK
 CLIP_TEXT = dict(kind="clip") | QUICK
@@ -129,15 +125,16 @@ def test_towers_embeddings_and_head_equal_jax(case, tmp_path):
     ours, params, theirs = build(tmp_path, (pad, *IDS[1:]), **CASES[case])
     pixels, tokens = helpers.pixels(3), helpers.texts([3, 9, 1], 12)
     tokens[tokens == helpers.PAD] = pad
+    torch_pixels = torch.tensor(pixels).permute(0, 3, 1, 2)
     torch_tokens = torch.tensor(tokens).long()
 
     def run(method, *args):
         return helpers.apply(ours, params, method, *args)
 
-    close(run("encode_image", pixels), theirs.embed_pixels(channels_first(pixels)))
+    close(run("encode_image", pixels), theirs.embed_pixels(torch_pixels))
     close(run("encode_text", tokens), theirs.embed_tokens(torch_tokens))
     features = run(lambda model, x: model.image(x, False), pixels)
-    close(features, theirs.image_features(channels_first(pixels)))
+    close(features, theirs.image_features(torch_pixels))
     features = run(lambda model, x: model.text_features(x, False), tokens)
     close(features, theirs.text_features(torch_tokens))
     if ours.mlm_output != "none":
@@ -170,8 +167,7 @@ def test_encode_image_equals_jax_on_pixels_made_by_hand(tmp_path):
     expected = helpers.apply(ours, params, "encode_image", pixels.astype(np.float32))
     for batch_size in (1, 2, 64):
         out = model.encode_image(pictures, batch_size=batch_size)
-        assert out.dtype == torch.float32
-        assert not out.requires_grad
+        assert (out.dtype, out.requires_grad) == (torch.float32, False)
         close(expected, out)
     np.testing.assert_allclose(out.norm(dim=1), 1, rtol=1e-6)
 
@@ -234,13 +230,13 @@ def randomise(module):
     return module.eval()
 
 
-def renamed(module, table, drop=()):
+def renamed(module, table):
     """A module's tensors, their names rewritten by pairs "from=to", one by one."""
     out = {}
     for name, x in module.state_dict().items():
         for pair in table.split():
             name = name.replace(*pair.split("="))
-        if name not in drop:
+        if "decoder" not in name:  # BERT's copy of what is tied
             out[name] = x.numpy()
     return out
 
@@ -304,8 +300,7 @@ def test_bert_and_its_head_equal_transformers(tmp_path):
     tower = dict(intermediate_size=24, num_hidden_layers=2, num_attention_heads=2)
     text = dict(vocab_size=VOCABULARY, hidden_size=12, max_position_embeddings=40)
     theirs = transformers.BertForMaskedLM(transformers.BertConfig(**tower, **text))
-    copies = ("mlm_head.decoder.weight", "mlm_head.decoder.bias")
-    weights = renamed(randomise(theirs), BERT_NAMES, drop=copies)
+    weights = renamed(randomise(theirs), BERT_NAMES)
     model = section(text=dict(norm_eps=1e-12))
     rest = named_for_torch(build(tmp_path)[1])
     rest = {k: x for k, x in rest.items() if not k.startswith(("text.", "mlm_head."))}
@@ -317,12 +312,11 @@ def test_bert_and_its_head_equal_transformers(tmp_path):
     features = ours.text_features(tokens)
     close(out.hidden_states[-1][real], features[real])
     close(out.logits[real], ours.mlm_logits(features)[real])
-    projected = features @ ours.text_projection.weight.T + ours.text_projection.bias
-    for row, keep, embedding in zip(
-        projected, real, ours.embed_tokens(tokens), strict=True
-    ):
-        highest = row[keep].detach().numpy().max(0)
-        close(highest / np.linalg.norm(highest), embedding)
+    weight, bias = rest["text_projection.weight"], rest["text_projection.bias"]
+    projected = out.hidden_states[-1].numpy() @ weight.T + bias
+    highest = np.where(real[..., None], projected, -np.inf).max(1)
+    unit = highest / np.linalg.norm(highest, axis=1, keepdims=True)
+    close(unit, ours.embed_tokens(tokens))
 
 
 @pytest.mark.parametrize("kind", ["bert", "clip"])
@@ -338,9 +332,8 @@ def test_a_text_of_padding_alone_spoils_neither_values_nor_gradients(kind, tmp_p
     assert (out[2] == 0).all()
     np.testing.assert_allclose(out[3].norm().item(), 1, rtol=1e-6)
     out.sum().backward()
-    assert all(
-        x.grad.isfinite().all() for x in model.parameters() if x.grad is not None
-    )
+    grads = [x.grad for x in model.parameters() if x.grad is not None]
+    assert all(grad.isfinite().all() for grad in grads)
     assert model.text.token_embedding.weight.grad.any()
 
 
@@ -349,15 +342,13 @@ def test_no_items_give_no_rows_and_half_precision_gives_float32(tmp_path):
     assert not model.training
     for out in (model.encode_image([]), model.encode_text([])):
         assert out.shape == (0, 8)
-    text, pixels = model.encode_text(["w5 w6"]), torch.zeros(1, 3, HEIGHT, WIDTH)
-    image = model.embed_pixels(pixels)
+    inputs = [Image.new("RGB", (30, 60), "teal")], ["w5 w6"]
+    full = [model.encode_image(inputs[0]), model.encode_text(inputs[1])]
     model.to(torch.bfloat16)
-    for full, half in (
-        (text, model.encode_text(["w5 w6"])),
-        (image, model.embed_pixels(pixels)),
-    ):
-        assert half.dtype == torch.float32
-        np.testing.assert_allclose((full * half).sum().item(), 1, atol=0.01)
+    half = [model.encode_image(inputs[0]), model.encode_text(inputs[1])]
+    assert all(x.dtype == torch.float32 for x in half)
+    cosines = [(x * y).sum().item() for x, y in zip(full, half, strict=True)]
+    np.testing.assert_allclose(cosines, 1, atol=0.001)
 
 
 def test_weights_that_do_not_fit_are_listed_in_one_sentence(tmp_path):
@@ -378,21 +369,14 @@ def test_weights_that_do_not_fit_are_listed_in_one_sentence(tmp_path):
     )
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "sentence"),
-    [
-        ("model.safetensors", None, "model.safetensors cannot be read"),
-        ("model.safetensors", "version https", "model.safetensors cannot be read"),
-        ("tokenizer.json", "{", "tokenizer.json cannot be read"),
-        ("config.json", "[]", "is not of format"),
-    ],
-)
-def test_a_damaged_file_is_one_sentence(name, content, sentence, tmp_path):
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+@pytest.mark.parametrize("content", [None, "version https://git-lfs"])
+def test_a_missing_or_damaged_file_is_one_sentence(name, content, tmp_path):
     build(tmp_path)
     (tmp_path / name).unlink()
     if content is not None:
         (tmp_path / name).write_text(content)
-    with pytest.raises(ValueError, match=sentence) as caught:
+    with pytest.raises(ValueError, match=f"{name} cannot be read .*; copy") as caught:
         modeling.load(tmp_path)
     assert "\n" not in str(caught.value)
 
@@ -425,10 +409,7 @@ def test_an_unknown_or_missing_field_is_one_sentence(path, value, sentence, tmp_
     ("use", "sentence"),
     [
         (lambda m: m.encode_text("w5 w6"), r"takes a list of texts; write \['w5 w6'\]"),
-        (
-            lambda m: m.encode_text(["w5"], batch_size=0),
-            "batch_size is 0; give at least",
-        ),
+        (lambda m: m.encode_text(["w5"], batch_size=0), "batch_size is 0; give"),
         (lambda m: m.embed_pixels(torch.zeros(1, 3, 8, 16)), "8x16, not 16x8; use"),
         (lambda m: m.embed_tokens(torch.ones(1, 41).long()), "41 tokens .* 40 fit"),
         (lambda m: m.mlm_logits(torch.zeros(1, 12)), "has no mlm_head; export it"),
@@ -460,13 +441,9 @@ def test_the_folder_works_without_jax_and_this_package(tmp_path):
     folder = tmp_path / "exported"
     folder.mkdir()
     model = build(folder)[2]
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", ALONE, str(folder)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, "-P", "-c", ALONE, str(folder)]
+    options = dict(cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(command, check=False, **options)
     assert done.returncode == 0, done.stderr
     image, text = json.loads(done.stdout)
     close(image, model.encode_image([Image.new("RGB", (30, 60), "teal")]))

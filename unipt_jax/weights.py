@@ -383,6 +383,9 @@ def ours_in_torch(paths: Iterable[str]) -> Layout:
     return Layout("unipt_jax export", signs, rows, distillation=second)
 
 
+VIT = _vit("", in_memory=False)
+BERT = _bert("", "")
+BERT_MLM = _bert("bert.", "cls.predictions.")
 LAYOUTS = (
     CLIP,
     OPENAI,
@@ -391,9 +394,8 @@ LAYOUTS = (
     *(_clip_half(p, False) for p in ("text_model.", "")),
     *(_vit(p, memory) for p in ("", "vit.", "deit.") for memory in (False, True)),
     TIMM,
-    _bert("bert.", "cls.predictions."),
-    _bert("bert.", ""),
-    _bert("", ""),
+    BERT_MLM,
+    BERT,
 )
 
 

@@ -5,6 +5,7 @@ convolution in the paper), then a maximum over tokens; the unit vector of that i
 embedding. CLIP's way: one token stands for all, and the projections have no bias.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -171,6 +172,22 @@ def build(model: Mapping[str, Any], *, vocabulary: int, pad: int, cls: int, sep:
         sep=sep,
         dtype=dtype,
     )
+
+
+def section(model: DualEncoder) -> dict[str, Any]:
+    """The `model` section of a config from which `build` makes this module."""
+
+    def fields(module: nn.Module, *without: str) -> dict[str, Any]:
+        hidden = {"parent", "name", "dtype", *without}
+        names = [f.name for f in dataclasses.fields(module) if f.name not in hidden]
+        return {name: getattr(module, name) for name in names}
+
+    kinds = {tower: kind for kind, tower in TEXT_TOWERS.items()}
+    text = {"kind": kinds[type(model.text)]} | fields(model.text, "vocabulary")
+    head = fields(model, "image", "text", "pad", "cls", "sep")
+    dtypes = {dtype: name for name, dtype in DTYPES.items()}
+    towers = {"image": fields(model.image), "text": text}
+    return towers | head | {"dtype": dtypes[model.dtype]}
 
 
 def initialise(model: DualEncoder, key: jax.Array) -> Any:
