@@ -75,6 +75,21 @@ def bert(features: int, layers: int, heads: int, **more) -> ConfigDict:
     return ConfigDict(fields | more)
 
 
+def pgu(parts: int) -> ConfigDict:
+    """LGUR's granularity unification with so many parts, 6 in the paper; 0: none."""
+    return ConfigDict(
+        dict(
+            parts=parts,
+            layers=2,
+            heads=6,
+            head_width=512,
+            hidden=512,
+            features=512,
+            tokens="projected",  # or "tower", where both towers have one width
+        )
+    )
+
+
 def model(tower: str) -> ConfigDict:
     """The dual encoder; ViT and BERT meet in a space as wide as the image tower."""
     if tower == "clip_b16":
@@ -95,6 +110,8 @@ def model(tower: str) -> ConfigDict:
             temperature="none",
             temperature_init=0.07,
             mlm_output="tied",
+            pgu=pgu(0),  # fine-tuning adds it
+            retrieval="global",
             dtype="bfloat16",
         )
     )
@@ -118,6 +135,8 @@ def clip_b16() -> ConfigDict:
             temperature="learned",
             temperature_init=0.01,
             mlm_output="none",
+            pgu=pgu(0),
+            retrieval="global",
             dtype="bfloat16",
         )
     )

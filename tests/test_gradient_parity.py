@@ -278,7 +278,6 @@ def compare(result, model, losses, module):
     (total, metrics), grads = result
     for name, value in losses.items():
         got = (metrics | {"total": total})[name]
-        print("LOSS", name, value, float(got) / value - 1)
         np.testing.assert_allclose(got, value, rtol=1e-6, err_msg=name)
     grads, leaves = by_their_names(grads, model), parameters(module)
     assert grads.keys() == leaves.keys()
@@ -290,10 +289,8 @@ def compare(result, model, losses, module):
         if name.endswith(("k_proj.bias", "self.key.bias")):
             # They add the same to all logits of a softmax, so their gradient is 0: in
             # float32 a sum of numbers of either sign that cancel but for rounding.
-            print("ZERO", name, size / whole, error / whole)
-            assert size < 1e-12 * whole and error < 1e-6 * whole, name
+            assert size < 1e-12 * whole and error < 1e-7 * whole, name
         else:
-            print("GRAD", name, error / size, size)
             assert error < 2e-5 * size, f"{name}: {error / size:.1e} of {size:.1e}"
 
 
@@ -304,8 +301,7 @@ def test_loss_and_every_gradient_equal_the_method_in_pytorch(name):
     compare(run(params, BATCH, KEY), config.model, losses, module)
 
 
-@pytest.mark.parametrize("fsdp", [1, 4])
-@pytest.mark.parametrize("name", ["paper", "released"])
+@pytest.mark.parametrize(("name", "fsdp"), [("paper", 1), ("released", 4)])
 def test_8_devices_give_the_losses_and_gradients_of_the_method(name, fsdp):
     config, params, run, module = case(name)
     mesh = mesh_of(8, fsdp)
@@ -349,7 +345,9 @@ def test_loss_and_every_gradient_at_base_size_equal_the_method_in_pytorch():
     batch = {
         # Of coloured blocks: mere noise looks all alike. Of a seed without near ties in
         # the maximum, where rounding would choose: first and second are 6e-5 apart.
-        "image": images(4, seed=4, height=6, width=2).repeat(64, axis=1).repeat(64, axis=2),
+        "image": images(4, seed=4, height=6, width=2)
+        .repeat(64, axis=1)
+        .repeat(64, axis=2),
         "tokens": texts([30, 4, 17, 22], 32, vocabulary=size),
     }
     run = quick_jit(jax.value_and_grad(objective, has_aux=True))
@@ -403,7 +401,6 @@ def test_20_steps_of_training_equal_20_of_torch_adamw(preset):
         optimiser.step()
         rates.step()
         expected.append(list(values.values()))
-    print("STEPS", np.abs(losses / expected - 1).max(0), np.array(expected))
     assert np.all(np.mean(losses[-4:], 0) < 0.9 * losses[0])
     # About 3e-7 was seen: float32 rounds a loss by 6e-8, and no step makes it worse.
     np.testing.assert_allclose(losses, expected, rtol=1e-5)

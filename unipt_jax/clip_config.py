@@ -68,6 +68,8 @@ def clip_section(source: Source, activation: str = "") -> dict[str, Any]:
         temperature="learned",
         temperature_init=0.01,
         mlm_output="none",
+        pgu=dict(parts=0),
+        retrieval="global",
         dtype="float32",
     )
 

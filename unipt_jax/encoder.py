@@ -96,7 +96,7 @@ class Encoder:
 
     def _in_batches(self, items, join, embed, batch_size: int) -> np.ndarray:
         if not items:
-            return np.zeros((0, self.model.embedding), np.float32)
+            return np.zeros((0, self.model.width), np.float32)
         batch_size = -(-min(batch_size, len(items)) // self.mesh.size) * self.mesh.size
         rows = sharding.local_rows(batch_size, self.mesh)
         out = []

@@ -4,19 +4,20 @@ safetensors are read as they are, PyTorch's files with `weights_only`: nothing t
 file says is ever executed.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Collection, Mapping
 from typing import Any
 
+import ml_dtypes  # noqa: F401  teaches numpy bfloat16, which safetensors may hold
 import numpy as np
 import safetensors
 
-from unipt_jax.errors import UserError
+from unipt_jax.errors import UserError, explain_os_error
 
 # In the order of preference; an index names the files that hold a large model.
 FILES = (
@@ -28,6 +29,7 @@ FILES = (
     "open_clip_pytorch_model.bin",
 )
 TORCH = (".pt", ".pth", ".bin", ".ckpt")
+SUFFIXES = (".safetensors", *TORCH)
 CONFIGS = ("config.json", "open_clip_config.json", "preprocessor_config.json")
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
@@ -46,15 +48,26 @@ class Source:
 
     @property
     def grid(self) -> tuple[int, int] | None:
-        """Patches down and across, where config.json says so."""
+        """Patches down and across, where config.json says so.
+
+        Raises UserError where what it says are no sizes.
+        """
         config = self.configs.get("config.json", {})
-        if isinstance(config.get("model"), Mapping):  # a run or an export of ours
-            return grid_of(config["model"]["image"])
-        config = config.get("vision_config", config)
+        ours = _section(config, "model")  # a run or an export of ours
+        if {"height", "width", "patch"} <= _section(ours, "image").keys():
+            return grid_of(ours["image"])
+        config = _section(config, "vision_config") or config
         size, patch = config.get("image_size"), config.get("patch_size")
         if size is None or patch is None:
             return None
-        (h, w), (ph, pw) = _pair(size), _pair(patch)
+        try:
+            (h, w), (ph, pw) = _pair(size), _pair(patch)
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"{self.folder / 'config.json'} has image_size {size!r} and patch_size "
+                f"{patch!r}; each must be a whole number of pixels or a pair of them: "
+                "correct the file, or fetch it again"
+            ) from error
         return h // ph, w // pw
 
 
@@ -64,9 +77,17 @@ def grid_of(image: Mapping[str, Any]) -> tuple[int, int]:
     return image["height"] // h, image["width"] // w
 
 
+def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A part of a JSON object; empty where it is not there or is no object."""
+    found = config.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
 def _pair(value: Any) -> tuple[int, int]:
     h, w = value if isinstance(value, (list, tuple)) else (value, value)
-    return int(h), int(w)
+    if type(h) is not int or type(w) is not int or min(h, w) < 1:
+        raise ValueError(value)
+    return h, w
 
 
 def open_source(name: str | os.PathLike) -> Source:
@@ -78,7 +99,7 @@ def open_source(name: str | os.PathLike) -> Source:
     path = locate(name)
     file = path if path.is_file() else weight_file(path)
     folder = file.parent
-    configs = {n: _json(folder / n) for n in CONFIGS if (folder / n).is_file()}
+    configs = {n: _object(folder / n) for n in CONFIGS if (folder / n).is_file()}
     return Source(str(name), folder, read(file), configs)
 
 
@@ -87,7 +108,7 @@ def locate(name: str | os.PathLike) -> pathlib.Path:
     path = pathlib.Path(os.path.expanduser(name))
     if path.exists():
         return path
-    if not HUB_ID.fullmatch(str(name)) or path.suffix in (".safetensors", *TORCH):
+    if not HUB_ID.fullmatch(str(name)) or path.suffix in SUFFIXES:
         raise UserError(
             f"there is no file or folder {path}; give one that holds weights "
             f"({', '.join(FILES[:1] + FILES[3:4])}, .pt, .ckpt), or a Hugging Face hub "
@@ -98,31 +119,50 @@ def locate(name: str | os.PathLike) -> pathlib.Path:
 
 def _fetch(name: str) -> pathlib.Path:
     """The snapshot of a hub id, from the cache where the hub cannot be reached."""
-    import httpx
     import huggingface_hub as hub
 
-    refusals = (OSError, ValueError, httpx.HTTPError)  # offline, not there, not allowed
     try:
         found = set(hub.list_repo_files(name))
-    except refusals as error:
-        with contextlib.suppress(*refusals):
-            return pathlib.Path(hub.snapshot_download(name, local_files_only=True))
+        wanted = _wanted(found)
+        if wanted:
+            return pathlib.Path(hub.snapshot_download(name, allow_patterns=wanted))
+    except Exception as error:  # offline, not there, not allowed; the hub's client
+        cached = _cached(name)  # raises what its HTTP library raises, without a base
+        if cached is not None:
+            return cached
+        if isinstance(error, OSError) and explain_os_error(error):
+            raise  # the disk, not the hub
         raise UserError(
-            f"'{name}' is neither a file or folder here, nor in the Hugging Face "
-            f"cache, nor to be had from the hub ({type(error).__name__}); where "
-            f"there is a network, fetch {FILES[0]} (or {FILES[3]}), {CONFIGS[0]} and "
-            f"the tokenizer's files of {name}, put them into one folder and give "
+            f"'{name}' is neither a file or folder here, nor are its weights in the "
+            f"Hugging Face cache or to be had from the hub ({type(error).__name__}); "
+            f"where there is a network, fetch {FILES[0]} (or {FILES[3]}), {CONFIGS[0]} "
+            f"and the tokenizer's files of {name}, put them into one folder and give "
             "that folder"
         ) from error
+    raise UserError(
+        f"the hub's {name} has none of {', '.join(FILES)}; give another id, or "
+        "fetch its weights by hand and give the file"
+    )
+
+
+def _wanted(found: Collection[str]) -> list[str]:
+    """Of a repository's files, patterns of those to fetch; none without weights."""
     weights = next((file for file in FILES if file in found), None)
     if weights is None:
-        raise UserError(
-            f"the hub's {name} has none of {', '.join(FILES)}; give another id, or "
-            "fetch its weights by hand and give the file"
-        )
+        return []
     parts = [weights.removesuffix(".index.json").replace(".", "-*.", 1)]
-    wanted = [weights, *(parts if weights.endswith(".json") else []), *CONFIGS]
-    return pathlib.Path(hub.snapshot_download(name, allow_patterns=wanted))
+    return [weights, *(parts if weights.endswith(".json") else []), *CONFIGS]
+
+
+def _cached(name: str) -> pathlib.Path | None:
+    """The folder of a hub id's weights in the cache, whatever else it lacks."""
+    import huggingface_hub as hub
+
+    for file in FILES:
+        found = hub.try_to_load_from_cache(name, file)
+        if isinstance(found, str):
+            return pathlib.Path(found).parent
+    return None
 
 
 def weight_file(folder: pathlib.Path) -> pathlib.Path:
@@ -130,8 +170,7 @@ def weight_file(folder: pathlib.Path) -> pathlib.Path:
     for name in FILES:
         if (folder / name).is_file():
             return folder / name
-    suffixes = (".safetensors", *TORCH)
-    found = sorted(f for f in folder.iterdir() if f.suffix in suffixes)
+    found = sorted(f for f in folder.iterdir() if f.suffix in SUFFIXES and f.is_file())
     if len(found) == 1:
         return found[0]
     names = ", ".join(f.name for f in found) or "none"
@@ -144,32 +183,34 @@ def weight_file(folder: pathlib.Path) -> pathlib.Path:
 def read(file: pathlib.Path) -> dict[str, np.ndarray]:
     """The tensors of one file, or of all files that an index names."""
     if file.name.endswith(".index.json"):
-        parts = sorted(set(_json(file).get("weight_map", {}).values()))
-        missing = [part for part in parts if not (file.parent / part).is_file()]
-        if missing or not parts:
-            raise UserError(
-                f"{file} names {', '.join(missing) or 'no files'}, which "
-                f"{file.parent} lacks; fetch them into that folder"
-            )
-        return {
-            k: v for part in parts for k, v in read(_inside(file.parent, part)).items()
-        }
+        return {k: v for part in _parts(file) for k, v in read(part).items()}
     if file.suffix == ".safetensors":
         return _read_safetensors(file)
     if file.suffix in TORCH:
         return _read_torch(file)
-    raise UserError(
-        f"{file} is no file of weights; known are .safetensors, {', '.join(TORCH)}"
-    )
+    raise UserError(f"{file} is no file of weights; known are {', '.join(SUFFIXES)}")
 
 
-def _inside(folder: pathlib.Path, name: str) -> pathlib.Path:
-    if pathlib.Path(name).name != name:
+def _parts(index: pathlib.Path) -> list[pathlib.Path]:
+    """The files that an index names. Raises UserError unless all lie beside it."""
+    names = set(map(str, _section(_object(index), "weight_map").values()))
+    if not names:
+        raise UserError(f"{index} names no files; fetch it again")
+    for name in names:
+        inside = pathlib.PurePath(name).name == name and name != ".."
+        if not inside or pathlib.Path(name).suffix not in SUFFIXES:
+            raise UserError(
+                f"{index} names '{name}', which is no file of weights of that folder; "
+                "fetch the model again"
+            )
+    parts = [index.parent / name for name in sorted(names)]
+    missing = [part.name for part in parts if not part.is_file()]
+    if missing:
         raise UserError(
-            f"the index in {folder} names '{name}', which is not a file of that "
-            "folder; fetch the model again"
+            f"{index} names {', '.join(missing)}, which {index.parent} lacks; fetch "
+            "what is missing into that folder"
         )
-    return folder / name
+    return parts
 
 
 def _read_safetensors(file: pathlib.Path) -> dict[str, np.ndarray]:
@@ -179,6 +220,11 @@ def _read_safetensors(file: pathlib.Path) -> dict[str, np.ndarray]:
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(
             f"{file} cannot be read as safetensors ({error}); fetch it again"
+        ) from error
+    except (AttributeError, TypeError) as error:  # numpy has no such type: 8-bit floats
+        raise UserError(
+            f"{file} holds numbers of a type that cannot be read ({error}); convert "
+            "them to float32 or bfloat16"
         ) from error
 
 
@@ -195,7 +241,9 @@ def _read_torch(file: pathlib.Path) -> dict[str, np.ndarray]:
             "'.[torch]', or give a .safetensors file"
         ) from error
     try:
-        found = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # what they say, a refusal says better
+            warnings.simplefilter("ignore")
+            found = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # UnpicklingError, RuntimeError, EOFError, zip errors
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(_refusal(file, " ".join(reason))) from error
@@ -203,23 +251,33 @@ def _read_torch(file: pathlib.Path) -> dict[str, np.ndarray]:
     if not found:
         raise UserError(f"{file} holds no tensors by name; give a state dict")
 
-    def plain(x: Any) -> np.ndarray:
-        x = x.detach()
-        return (x.float() if x.is_floating_point() else x).numpy()
+    def plain(name: str, x: Any) -> np.ndarray:
+        try:
+            x = x.detach()
+            return (x.float() if x.is_floating_point() else x).numpy()
+        except (NotImplementedError, RuntimeError, TypeError) as error:
+            raise UserError(
+                f"{file}: {name} has no plain numbers (it is sparse, quantised or on "
+                "the meta device); save it as a dense tensor"
+            ) from error
 
-    return {name: plain(x) for name, x in found.items()}
+    return {name: plain(name, x) for name, x in found.items()}
 
 
 def _refusal(file: pathlib.Path, reason: str) -> str:
+    with file.open("rb") as stream:
+        start = stream.read(2)
+    pickled = start == b"PK" or start[:1] == b"\x80"  # in a zip archive, or bare
     if "TorchScript" in reason:
-        way = f"torch.jit.load('{file}').state_dict()"
+        way = f"torch.jit.load({str(file)!r}).state_dict()"
         kind = "is a TorchScript archive, a program and not only weights"
-    elif "WeightsUnpickler" in reason or "Unsupported" in reason:
-        way = f"torch.load('{file}', weights_only=False)['state_dict']"
+    elif pickled and "Weights only load failed" in reason:
+        way = f"torch.load({str(file)!r}, weights_only=False)['state_dict']"
         kind = "wants to run code when it is read (a pickle with more than tensors)"
     else:
         return (
-            f"{file} cannot be read as a PyTorch file ({reason[:200]}); fetch it again"
+            f"{file} cannot be read as a PyTorch file ({_why(start, reason)}); fetch "
+            "it again"
         )
     return (
         f"{file} {kind}, which is refused; if you trust it, take its weights out in "
@@ -227,9 +285,19 @@ def _refusal(file: pathlib.Path, reason: str) -> str:
     )
 
 
+def _why(start: bytes, reason: str) -> str:
+    if not start:
+        return "it is empty"
+    if "Weights only load failed" in reason:  # the rest advises to run what it holds
+        return f"it begins with {start!r}"
+    return reason[:200]
+
+
 def _state_dict(found: Any) -> dict[str, Any]:
     """The tensors by name, under the keys by which trainers wrap them."""
-    while isinstance(found, Mapping):
+    for _ in range(8):  # a pickle may hold itself
+        if not isinstance(found, Mapping):
+            break
         inner = [found[k] for k in ("state_dict", "model", "module") if k in found]
         if not inner or not isinstance(inner[0], Mapping):
             break
@@ -239,8 +307,12 @@ def _state_dict(found: Any) -> dict[str, Any]:
     return {str(k): v for k, v in found.items() if hasattr(v, "is_floating_point")}
 
 
-def _json(file: pathlib.Path) -> Any:
+def _object(file: pathlib.Path) -> Mapping[str, Any]:
+    """The JSON object that a file holds. Raises UserError where it holds none."""
     try:
-        return json.loads(file.read_text("utf-8"))
-    except ValueError as error:
+        content = json.loads(file.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is no JSON ({error}); fetch it again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file} holds no JSON object; fetch it again")
+    return content

@@ -219,26 +219,29 @@ def _bert_rows(before: str) -> tuple[Row, ...]:
     )
 
 
-def _mlm_rows(before: str) -> tuple[Row, ...]:
+def _mlm_rows(before: str, bias: str = "bias") -> tuple[Row, ...]:
     return (
         *_dense(f"{before}transform.dense", "mlm_head/dense"),
         *_norm(f"{before}transform.LayerNorm", "mlm_head/norm"),
-        Row(f"{before}bias", ("mlm_head/bias",)),
+        Row(before + bias, ("mlm_head/bias",)),
         Row(f"{before}decoder.weight", ("mlm_head/kernel",), KERNEL),
     )
 
 
-def _bert(before: str, head: str) -> Layout:
+def _bert(before: str, head: str, untied: bool = False) -> Layout:
     words = f"{before}embeddings.word_embeddings.weight"
+    signs = (words, f"{before}encoder.layer.0.attention.self.query.weight")
+    rows = _bert_rows(before)
+    if not head:
+        return Layout("transformers BERT", signs, rows)
+    biases = f"{head}bias", f"{head}decoder.bias"
+    if untied:  # both are there, and transformers adds the decoder's
+        signs, biases = (*signs, biases[1]), biases[::-1]
     return Layout(
         "transformers BERT",
-        (words, f"{before}encoder.layer.0.attention.self.query.weight"),
-        _bert_rows(before) + (_mlm_rows(head) if head else ()),
-        copies=(
-            ((f"{head}decoder.weight", words), (f"{head}decoder.bias", f"{head}bias"))
-            if head
-            else ()
-        ),
+        signs,
+        rows + _mlm_rows(head, biases[0].removeprefix(head)),
+        copies=((f"{head}decoder.weight", words), biases[::-1]),
     )
 
 
@@ -386,6 +389,7 @@ def ours_in_torch(paths: Iterable[str]) -> Layout:
 VIT = _vit("", in_memory=False)
 BERT = _bert("", "")
 BERT_MLM = _bert("bert.", "cls.predictions.")
+BERT_UNTIED = _bert("bert.", "cls.predictions.", untied=True)
 LAYOUTS = (
     CLIP,
     OPENAI,
@@ -394,6 +398,7 @@ LAYOUTS = (
     *(_clip_half(p, False) for p in ("text_model.", "")),
     *(_vit(p, memory) for p in ("", "vit.", "deit.") for memory in (False, True)),
     TIMM,
+    BERT_UNTIED,
     BERT_MLM,
     BERT,
 )

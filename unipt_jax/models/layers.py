@@ -95,6 +95,7 @@ ACTIVATIONS = {
         jax.nn.gelu, approximate=False
     ),  # as ViT and BERT have it
     "quick_gelu": quick_gelu,
+    "relu": jax.nn.relu,
 }
 
 

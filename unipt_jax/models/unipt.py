@@ -6,7 +6,7 @@ embedding. CLIP's way: one token stands for all, and the projections have no bia
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -14,13 +14,16 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from unipt_jax.models import bert, clip, layers, vit
+from unipt_jax.models.pgu import Pgu
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 TEXT_TOWERS = {"bert": bert.Bert, "clip": clip.ClipText}
+NO_PGU = {"parts": 0}
 CHOICES = {
     "pool": ("max", "token"),
     "temperature": ("none", "fixed", "learned"),
     "mlm_output": ("tied", "untied", "none"),
+    "retrieval": ("global", "pgu", "both"),
 }
 
 
@@ -50,8 +53,10 @@ class DualEncoder(nn.Module):
     projection_bias: CLIP's projections have none. temperature: "none" (the paper's
     Eq. 1), "fixed" or "learned"; temperature_init is its value or where it starts.
     mlm_output: the MLM head's last product is with the token embedding ("tied"), with a
-    kernel of its own ("untied"), or there is no such head ("none"). pad, cls, sep:
-    token ids; where pad is sep, as with CLIP, all after the first sep is padding.
+    kernel of its own ("untied"), or there is no such head ("none"). pgu: reads features
+    of parts off the tokens, or None. retrieval: the embedding is the "global" one, the
+    parts joined ("pgu"), or "both" side by side. pad, cls, sep: token ids; where pad is
+    sep, as with CLIP, all after the first sep is padding.
     """
 
     image: vit.ViT
@@ -67,6 +72,8 @@ class DualEncoder(nn.Module):
     temperature: str = "none"
     temperature_init: float = 0.07
     mlm_output: str = "tied"
+    pgu: Pgu | None = None
+    retrieval: str = "global"
     dtype: jnp.dtype = jnp.float32
 
     def setup(self) -> None:
@@ -76,6 +83,11 @@ class DualEncoder(nn.Module):
                     f"{field} '{getattr(self, field)}' is not one of "
                     + ", ".join(allowed)
                 )
+        if self.retrieval != "global" and self.pgu is None:
+            raise ValueError(
+                f"retrieval '{self.retrieval}' needs a PGU; set pgu.parts (the paper "
+                "has 6), or retrieval to 'global'"
+            )
         dense = dict(use_bias=self.projection_bias, dtype=self.dtype)
         self.image_projection = layers.Dense(self.embedding, **dense)
         self.text_projection = layers.Dense(self.embedding, **dense)
@@ -115,18 +127,60 @@ class DualEncoder(nn.Module):
             mask &= (tokens != self.cls) & (tokens != self.sep)
         return unit(max_pool(self.text_projection(features), mask))
 
-    def encode_image(self, pixels: jax.Array, train: bool = False) -> jax.Array:
-        """(B, H, W, 3) normalised pixels -> (B, P) unit vectors in float32."""
-        features = self.image(pixels, train)
+    def pool_image(self, features: jax.Array) -> jax.Array:
+        """(B, N, D) features -> (B, P) unit vectors in float32."""
         if self.pool == "token":
             return unit(self.image_projection(features[:, 0]))
         if not self.pool_special:
             features = features[:, self.image.prefix :]
         return unit(max_pool(self.image_projection(features), None))
 
+    def image_parts(self, features: jax.Array) -> jax.Array:
+        """(B, N, D) features -> (B, parts, F): the PGU's, off the patches alone."""
+        features = features[:, self.image.prefix :]
+        if self.pgu.tokens == "projected":
+            features = self.image_projection(features)
+        return self.pgu(features, None)
+
+    def text_parts(self, features: jax.Array, tokens: jax.Array) -> jax.Array:
+        """(B, L, D) features of (B, L) ids -> (B, parts, F): padding is not read."""
+        if self.pgu.tokens == "projected":
+            features = self.text_projection(features)
+        return self.pgu(features, self.real(tokens))
+
+    def embed(self, pooled: jax.Array, parts: Callable[[], jax.Array]) -> jax.Array:
+        """(B, P) pooled and (B, parts, F) -> the unit vectors that retrieval asks for."""
+        if self.retrieval == "global":
+            return pooled
+        joined = unit(parts().reshape(len(pooled), -1))
+        if self.retrieval == "pgu":
+            return joined
+        return unit(jnp.concatenate([pooled, joined], axis=-1))
+
+    def encode_image(self, pixels: jax.Array, train: bool = False) -> jax.Array:
+        """(B, H, W, 3) normalised pixels -> (B, P) unit vectors in float32.
+
+        P is `width`: of the global embedding, of the joined parts, or of both.
+        """
+        features = self.image(pixels, train)
+        pooled = self.pool_image(features)
+        return self.embed(pooled, lambda: self.image_parts(features))
+
     def encode_text(self, tokens: jax.Array, train: bool = False) -> jax.Array:
         """(B, L) token ids, padded with `pad` -> (B, P) unit vectors in float32."""
-        return self.pool_text(self.text_features(tokens, train), tokens)
+        features = self.text_features(tokens, train)
+        pooled = self.pool_text(features, tokens)
+        return self.embed(pooled, lambda: self.text_parts(features, tokens))
+
+    @property
+    def width(self) -> int:
+        """Width of the vectors that `encode_image` and `encode_text` give."""
+        joined = self.pgu.parts * self.pgu.features if self.pgu else 0
+        return {
+            "global": self.embedding,
+            "pgu": joined,
+            "both": self.embedding + joined,
+        }[self.retrieval]
 
     def mlm_logits(self, features: jax.Array) -> jax.Array:
         """(..., D) text features -> (..., V) logits in float32."""
@@ -141,11 +195,13 @@ class DualEncoder(nn.Module):
 
     def __call__(self, pixels: jax.Array, tokens: jax.Array) -> tuple:
         """Touches every parameter once: for initialisation and tables."""
-        image = self.encode_image(pixels)
-        features = self.text_features(tokens, False)
-        text = self.pool_text(features, tokens)
-        logits = () if self.mlm_output == "none" else self.mlm_logits(features)
-        return image, text, logits, self.scale()
+        seen, read = self.image(pixels, False), self.text_features(tokens, False)
+        image, text = self.pool_image(seen), self.pool_text(read, tokens)
+        logits = () if self.mlm_output == "none" else self.mlm_logits(read)
+        parts = ()
+        if self.pgu is not None:
+            parts = self.image_parts(seen), self.text_parts(read, tokens)
+        return image, text, logits, self.scale(), parts
 
 
 def build(model: Mapping[str, Any], *, vocabulary: int, pad: int, cls: int, sep: int):
@@ -162,10 +218,13 @@ def build(model: Mapping[str, Any], *, vocabulary: int, pad: int, cls: int, sep:
     kind = text.pop("kind")
     if kind not in TEXT_TOWERS:
         raise ValueError(f"text.kind '{kind}' is not one of {', '.join(TEXT_TOWERS)}")
-    head = {k: v for k, v in model.items() if k not in ("image", "text", "dtype")}
+    taken = ("image", "text", "pgu", "dtype")
+    head = {k: v for k, v in model.items() if k not in taken}
+    parts = dict(model.get("pgu") or NO_PGU)
     return DualEncoder(
         image=vit.ViT(**image, dtype=dtype),
         text=TEXT_TOWERS[kind](**text, vocabulary=vocabulary, dtype=dtype),
+        pgu=Pgu(**parts, dtype=dtype) if parts["parts"] else None,
         **head,
         pad=pad,
         cls=cls,
@@ -184,7 +243,8 @@ def section(model: DualEncoder) -> dict[str, Any]:
 
     kinds = {tower: kind for kind, tower in TEXT_TOWERS.items()}
     text = {"kind": kinds[type(model.text)]} | fields(model.text, "vocabulary")
-    head = fields(model, "image", "text", "pad", "cls", "sep")
+    head = fields(model, "image", "text", "pgu", "pad", "cls", "sep")
+    head["pgu"] = fields(model.pgu) if model.pgu else NO_PGU
     dtypes = {dtype: name for name, dtype in DTYPES.items()}
     towers = {"image": fields(model.image), "text": text}
     return towers | head | {"dtype": dtypes[model.dtype]}
