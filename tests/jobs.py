@@ -48,6 +48,20 @@ class Launcher:
         ]
         return [sys.executable, "-m", "unipt_jax.main", *SMALL, *data, *more]
 
+    def run_job(self, *flags: str, devices: int = 1) -> tuple[int, str]:
+        """Exit code and output of any job, with these flags alone."""
+        done = subprocess.run(
+            [sys.executable, "-m", "unipt_jax.main", *flags],
+            cwd=ROOT,
+            env=self.environment(devices),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            timeout=600,
+        )
+        return done.returncode, done.stdout
+
     def start_two(self, workdir, *more: str, devices: int) -> list[subprocess.Popen]:
         """The run as two processes that share a mesh, so many devices each.
 

@@ -311,20 +311,18 @@ def test_8_devices_give_the_losses_and_gradients_of_the_method(name, fsdp):
     compare(run(placed, batch, KEY), config.model, losses, module)
 
 
-def test_only_the_embedding_of_padding_learns_more_than_in_transformers():
+def test_of_embeddings_only_that_of_padding_learns_more_than_in_transformers():
     # Its own embeddings give the row of padding no gradient. That matters where padding
     # takes part in the maximum: there we train that row, too.
-    config, params, _, module = case("released")
-    arguments = inputs(BATCH, KEY, RELEASED)
+    config, params, run, _ = case("released")
     still = theirs(config, RELEASED, params, frozen=PAD)
-    assert backward(still, *arguments) == backward(module, *arguments)
-    moving = parameters(module)
-    for name, leaf in parameters(still).items():
-        wanted = moving[name].grad.clone()
-        if name == "text.embeddings.word_embeddings.weight":
-            assert wanted[PAD].any()
-            wanted[PAD] = 0
-        assert torch.equal(leaf.grad, wanted), name
+    backward(still, *inputs(BATCH, KEY, RELEASED))
+    name = "text.embeddings.word_embeddings.weight"
+    wanted = parameters(still)[name].grad.numpy()
+    grad = by_their_names(run(params, BATCH, KEY)[1], config.model)[name].copy()
+    assert grad[PAD].any() and not wanted[PAD].any()
+    grad[PAD] = 0
+    assert np.linalg.norm(grad - wanted) < 2e-5 * np.linalg.norm(wanted)
 
 
 def quiet(path):

@@ -5,14 +5,8 @@ import os
 import shutil
 import subprocess
 
-import jobs
 import numpy as np
 import pytest
-
-
-@pytest.fixture(scope="module")
-def launcher(persons, cache):
-    return jobs.Launcher(persons, cache)
 
 
 @pytest.fixture(scope="module")
@@ -148,28 +142,15 @@ def test_read_only_workdir(launcher, small_disk):
 
 def test_nothing_to_evaluate(launcher, tmp_path):
     flags = ["--config=configs/evaluate.py", f"--workdir={tmp_path}"]
-    code, output = run_evaluate(launcher, *flags)
+    code, output = launcher.run_job(*flags)
     assert code == 1 and "--config.model=DIR" in output
-
-
-def run_evaluate(launcher, *flags: str) -> tuple[int, str]:
-    done = subprocess.run(
-        [*launcher.arguments("x")[:3], *flags],
-        cwd=jobs.ROOT,
-        env=launcher.environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.returncode, done.stdout + done.stderr
 
 
 def test_evaluate_job_gives_the_figures_that_training_gave(
     launcher, finished, persons, tmp_path
 ):
     out = tmp_path / "evaluated"
-    code, output = run_evaluate(
-        launcher,
+    code, output = launcher.run_job(
         "--config=configs/evaluate.py",
         f"--config.model={finished}",
         f"--config.data.records={persons}",

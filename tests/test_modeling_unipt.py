@@ -288,10 +288,10 @@ embeddings.word_embeddings=text.token_embedding
 embeddings.position_embeddings=text.position_embedding
 embeddings.token_type_embeddings=text.type_embedding
 embeddings.LayerNorm=text.embedding_norm encoder.layer.=text.blocks.
-attention.self.=attention. attention.output.dense=attention.out
+attention.self=attention attention.output.dense=attention.out
 attention.output.LayerNorm=attention_norm intermediate.dense=mlp.fc1
-output.dense=mlp.fc2 output.LayerNorm=mlp_norm
-cls.predictions.transform.=mlm_head. LayerNorm=norm cls.predictions.=mlm_head. bert.=
+output.dense=mlp.fc2 output.LayerNorm=mlp_norm LayerNorm=norm bert.=
+cls.predictions.transform.=mlm_head. cls.predictions.=mlm_head.
 """
 
 
@@ -337,13 +337,12 @@ def test_a_text_of_padding_alone_spoils_nothing(kind, tmp_path, monkeypatch):
     together = torch.cat([tokens, torch.zeros_like(tokens[:1]), front])
     out = model.embed_tokens(together)
     close(alone.detach(), out[:2])
-    assert (out[2] == 0).all()
-    np.testing.assert_allclose(out[3].norm().item(), 1, rtol=1e-6)
     out.sum().backward()
     grads = [x.grad for x in model.parameters() if x.grad is not None]
     assert all(grad.isfinite().all() for grad in grads)
     half = model.to(torch.float16).embed_tokens(together)
     assert half.dtype == torch.float32
+    assert not out[2].any() and not half[2].any()
     np.testing.assert_allclose((half * out).sum(1).detach(), [1, 1, 0, 1], atol=1e-3)
 
 
@@ -388,7 +387,7 @@ def test_a_missing_or_damaged_file_is_one_sentence(name, content, tmp_path):
         ("format", "unipt_jax export 2", "is not of format 'unipt_jax export 1'; give"),
         ("lengths", None, "lacks what this file needs .*'lengths'"),
         ("model/text/kind", "gru", "text.kind 'gru' is not one of bert, clip; use"),
-        ("model/image/activation", "relu", "'relu' is not one of gelu, quick_gelu; "),
+        ("model/image/activation", "tanh", "'tanh' is not one of gelu, quick_gelu"),
         ("model/pool", "mean", "pool 'mean' is not one of max, token; use"),
         ("pixels/fit", "stretch", "'stretch' is not one of squeeze, crop, pad; use"),
     ],
@@ -441,12 +440,9 @@ print(json.dumps([image.tolist(), model.encode_text(["w5 w6 w7"]).tolist()]))
 
 
 def test_the_folder_works_without_jax_and_this_package(tmp_path):
-    folder = tmp_path / "exported"
-    folder.mkdir()
-    model = build(folder)[2]
-    command = [sys.executable, "-P", "-c", ALONE, str(folder)]
-    options = dict(cwd=tmp_path, capture_output=True, text=True)
-    done = subprocess.run(command, check=False, **options)
+    model = build(tmp_path)[2]
+    command = [sys.executable, "-P", "-c", ALONE, str(tmp_path)]
+    done = subprocess.run(command, cwd="/", capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     image, text = json.loads(done.stdout)
     close(image, model.encode_image([Image.new("RGB", (30, 60), "teal")]))

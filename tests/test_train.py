@@ -12,11 +12,6 @@ from unipt_jax.errors import Stopped
 
 
 @pytest.fixture(scope="module")
-def launcher(persons, cache):
-    return jobs.Launcher(persons, cache)
-
-
-@pytest.fixture(scope="module")
 def undisturbed(launcher, tmp_path_factory):
     """Losses of 40 steps on one device, never killed."""
     workdir = tmp_path_factory.mktemp("undisturbed") / "run"

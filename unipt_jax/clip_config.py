@@ -52,7 +52,7 @@ def clip_section(source: Source, activation: str = "") -> dict[str, Any]:
         return sizes | options | dict(attention="xla")
 
     d, _, ph, pw = shape("image/patch_embedding/kernel")
-    grid = source.grid or (math.isqrt(shape(transfer.POSITIONS)[0] - 1),) * 2
+    grid = source.grid or _grid(source, shape(transfer.POSITIONS)[0] - 1, (ph, pw))
     width = shape(transfer.TOKENS)[1]
     image = dict(height=grid[0] * ph, width=grid[1] * pw, patch=(ph, pw))
     image |= dict(distillation=False, pre_norm=True, patch_bias=False)
@@ -72,6 +72,18 @@ def clip_section(source: Source, activation: str = "") -> dict[str, Any]:
         retrieval="global",
         dtype="float32",
     )
+
+
+def _grid(source: Source, patches: int, patch: tuple[int, int]) -> tuple[int, int]:
+    """Patches down and across: as open_clip's config says, else a square of them."""
+    config = source.configs.get("open_clip_config.json", {}).get("model_cfg")
+    vision = config.get("vision_cfg") if isinstance(config, dict) else None
+    size = vision.get("image_size") if isinstance(vision, dict) else None
+    if isinstance(size, list):
+        grid = size[0] // patch[0], size[1] // patch[1]
+        if math.prod(grid) == patches:
+            return grid
+    return (math.isqrt(patches),) * 2
 
 
 def _embedding(layout: weights.Layout, projection: tuple[int, ...]) -> int:

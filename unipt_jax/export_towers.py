@@ -171,6 +171,7 @@ def _compare_hf(
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()  # of heads that are not asked for
     seer = {"vit": transformers.ViTModel, "deit": transformers.DeiTModel}[kind]
     options = dict(add_pooling_layer=False)
     seer = seer.from_pretrained(folder / "image", **options).eval()

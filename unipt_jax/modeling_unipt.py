@@ -72,13 +72,13 @@ def resize(image: Image.Image, height: int, width: int, fit: str) -> np.ndarray:
     if fit == "squeeze":
         return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
     w, h = image.size
+    by_width = (width * h >= height * w) == (fit == "crop")  # else by height
+    # Cut, not rounded, as CLIP's preprocessing does.
+    w, h = (width, width * h // w) if by_width else (height * w // h, height)
+    w, h = max(1, w), max(1, h)
     if fit == "crop":
-        scale = max(height / h, width / w)
-        w, h = max(width, round(w * scale)), max(height, round(h * scale))
         left, top = -round((w - width) / 2), -round((h - height) / 2)
     else:
-        scale = min(height / h, width / w)
-        w, h = max(1, round(w * scale)), max(1, round(h * scale))
         left, top = (width - w) // 2, (height - h) // 2
     canvas = Image.new("RGB", (width, height))
     canvas.paste(image.resize((w, h), Image.Resampling.BICUBIC), (left, top))
@@ -90,7 +90,7 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
-ACTIVATIONS = {"gelu": F.gelu, "quick_gelu": quick_gelu}
+ACTIVATIONS = {"gelu": F.gelu, "quick_gelu": quick_gelu, "relu": F.relu}
 
 
 def layer_norm(tower: dict[str, Any]) -> nn.LayerNorm:
@@ -99,23 +99,31 @@ def layer_norm(tower: dict[str, Any]) -> nn.LayerNorm:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention."""
+    """Multi-head attention: of tokens to each other, or to `context`."""
 
     def __init__(self, tower: dict[str, Any]):
         super().__init__()
         self.heads, d = tower["heads"], tower["features"]
-        self.query, self.key = nn.Linear(d, d), nn.Linear(d, d)
-        self.value, self.out = nn.Linear(d, d), nn.Linear(d, d)
+        inner = self.heads * tower.get("head_width", d // self.heads)
+        self.query, self.key = nn.Linear(d, inner), nn.Linear(d, inner)
+        self.value, self.out = nn.Linear(d, inner), nn.Linear(inner, d)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """x: (B, S, D). mask: (B, 1, 1 or S, S), True where a query sees a key."""
-        b, s, d = x.shape
-        split = (b, s, self.heads, d // self.heads)
-        q = self.query(x).view(split).transpose(1, 2)  # (B, S, D) -> (B, A, S, K)
-        k = self.key(x).view(split).transpose(1, 2)
-        v = self.value(x).view(split).transpose(1, 2)
+    def forward(
+        self, x: Tensor, mask: Tensor | None, context: Tensor | None = None
+    ) -> Tensor:
+        """x: (B, Q, D). mask: (B, 1, 1 or Q, S), True where a query sees a key.
+
+        context: (B, S, D), the keys; x itself where it is None.
+        """
+        context = x if context is None else context
+
+        def heads(y: Tensor) -> Tensor:  # (B, S, A * K) -> (B, A, S, K)
+            return y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+        q, k = heads(self.query(x)), heads(self.key(context))
+        v = heads(self.value(context))
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.out(y.transpose(1, 2).reshape(b, s, d))
+        return self.out(y.transpose(1, 2).flatten(2))
 
 
 class Mlp(nn.Module):
@@ -139,8 +147,10 @@ class PreNormBlock(nn.Module):
         self.norm1, self.attention = layer_norm(tower), Attention(tower)
         self.norm2, self.mlp = layer_norm(tower), Mlp(tower)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        x = x + self.attention(self.norm1(x), mask)
+    def forward(
+        self, x: Tensor, mask: Tensor | None, context: Tensor | None = None
+    ) -> Tensor:
+        x = x + self.attention(self.norm1(x), mask, context)
         return x + self.mlp(self.norm2(x))
 
 
@@ -250,6 +260,33 @@ class MlmHead(nn.Module):
         return F.linear(self.norm(F.gelu(self.dense(x))), weight, self.bias)
 
 
+class Pgu(nn.Module):
+    """Learned queries read features of parts off the tokens of either tower.
+
+    pgu: its section of config.json. width: of the tokens.
+    """
+
+    def __init__(self, pgu: dict[str, Any], width: int):
+        super().__init__()
+        tower = pgu | {"features": width, "activation": "relu"}
+        shape = (pgu["parts"], width)
+        self.queries = nn.Parameter(torch.empty(shape))
+        self.blocks = nn.ModuleList(PreNormBlock(tower) for _ in range(pgu["layers"]))
+        self.norm = layer_norm(tower)
+        self.part_projection = nn.Parameter(torch.empty(*shape, pgu["features"]))
+
+    def forward(self, tokens: Tensor, real: Tensor | None) -> Tensor:
+        """tokens: (B, S, D). real: (B, S), False on padding -> (B, parts * F)."""
+        x = self.queries.expand(len(tokens), -1, -1)
+        mask = None if real is None else real[:, None, None, :]
+        for block in self.blocks:
+            x = block(x, mask, tokens)
+        # each part by its own projection
+        return torch.einsum("bqd,qdf->bqf", self.norm(x), self.part_projection).flatten(
+            1
+        )
+
+
 def unit(x: Tensor) -> Tensor:
     """Rows of length 1, in float32. A row of zeros stays zero."""
     x = x.float()
@@ -286,6 +323,18 @@ class UniPT(nn.Module):
         self.text = TextTower(text, vocabulary)
         self.image_projection = nn.Linear(image["features"], self.embedding, bias)
         self.text_projection = nn.Linear(text["features"], self.embedding, bias)
+        pgu = model.get("pgu", {"parts": 0})
+        self.pgu, self.reads_projected = None, pgu.get("tokens") == "projected"
+        if pgu["parts"]:
+            width = self.embedding if self.reads_projected else image["features"]
+            self.pgu = Pgu(pgu, width)
+        self.retrieval = model.get("retrieval", "global")
+        _known(
+            "retrieval",
+            self.retrieval,
+            "global",
+            *(("pgu", "both") if self.pgu else ()),
+        )
         self.mlm_head = None
         if config["heads"] and model["mlm_output"] != "none":
             self.mlm_head = MlmHead(text, vocabulary, model["mlm_output"] == "tied")
@@ -331,18 +380,16 @@ class UniPT(nn.Module):
         """(B, L) int64 ids, padded with `pad` -> (B, L, D) of the text tower."""
         return self.text(tokens, self.real(tokens))
 
-    def embed_pixels(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) normalised pixels -> (B, P) unit vectors in float32."""
-        features = self.image_features(pixels)
+    def pool_image(self, features: Tensor) -> Tensor:
+        """(B, N, D) of the image tower -> (B, P) unit vectors: the global embedding."""
         if self.pool == "token":
             return unit(self.image_projection(features[:, 0]))
         if not self.pool_special:
             features = features[:, self.image.prefix :]
         return unit(self.image_projection(features).amax(1))
 
-    def embed_tokens(self, tokens: Tensor) -> Tensor:
-        """(B, L) int64 ids, padded with `pad` -> (B, P) unit vectors in float32."""
-        features = self.text_features(tokens)
+    def pool_text(self, features: Tensor, tokens: Tensor) -> Tensor:
+        """(B, L, D) of the text tower for (B, L) ids -> (B, P) unit vectors."""
         if self.pool == "token":
             place = (tokens == self.summary).long().argmax(1)  # the first one
             rows = torch.arange(len(tokens), device=tokens.device)
@@ -355,6 +402,30 @@ class UniPT(nn.Module):
         x = self.text_projection(features)
         x = x.masked_fill(~mask[..., None], torch.finfo(x.dtype).min).amax(1)
         return unit(x.masked_fill(~mask.any(1, keepdim=True), 0))  # 0: a text of none
+
+    def _embed(self, pooled: Tensor, parts: Callable[[], Tensor]) -> Tensor:
+        """What retrieval asks for: the global embedding, the joined parts, or both."""
+        if self.retrieval == "global":
+            return pooled
+        joined = unit(parts())
+        return (
+            joined if self.retrieval == "pgu" else unit(torch.cat([pooled, joined], 1))
+        )
+
+    def embed_pixels(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) normalised pixels -> (B, P) unit vectors in float32."""
+        features = self.image_features(pixels)
+        patches = features[:, self.image.prefix :]
+        read = self.image_projection if self.reads_projected else nn.Identity()
+        pooled = self.pool_image(features)
+        return self._embed(pooled, lambda: self.pgu(read(patches), None))
+
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
+        """(B, L) int64 ids, padded with `pad` -> (B, P) unit vectors in float32."""
+        features = self.text_features(tokens)
+        read = self.text_projection if self.reads_projected else nn.Identity()
+        pooled, real = self.pool_text(features, tokens), self.real(tokens)
+        return self._embed(pooled, lambda: self.pgu(read(features), real))
 
     def mlm_logits(self, features: Tensor) -> Tensor:
         """(..., D) text features -> (..., V) logits of the words that stand there.
@@ -382,7 +453,11 @@ class UniPT(nn.Module):
     def _run(self, items: list, size: int, join: Callable, embed: Callable) -> Tensor:
         if size < 1:
             raise ValueError(f"batch_size is {size}; give at least 1")
-        out = [torch.zeros(0, self.embedding, device=self.device)]
+        parts = self.pgu.part_projection if self.pgu else torch.empty(0, 0, 0)
+        joined = parts.shape[0] * parts.shape[2]
+        width = {"global": self.embedding, "pgu": joined}
+        width = width.get(self.retrieval, self.embedding + joined)
+        out = [torch.zeros(0, width, device=self.device)]
         for begin in range(0, len(items), size):
             out.append(embed(join(items[begin : begin + size]).to(self.device)))
         return torch.cat(out)

@@ -122,12 +122,14 @@ def _fetch(name: str) -> pathlib.Path:
     import huggingface_hub as hub
 
     try:
-        found = set(hub.list_repo_files(name))
-        wanted = _wanted(found)
+        files = hub.model_info(name).siblings or ()  # unlike a listing, tried once
+        wanted = _wanted({file.rfilename for file in files})
         if wanted:
             return pathlib.Path(hub.snapshot_download(name, allow_patterns=wanted))
-    except Exception as error:  # offline, not there, not allowed; the hub's client
-        cached = _cached(name)  # raises what its HTTP library raises, without a base
+    # Offline, not there, not allowed: what is raised has no base but this one, and its
+    # HTTP library's name depends on the version.
+    except Exception as error:
+        cached = _cached(name)
         if cached is not None:
             return cached
         if isinstance(error, OSError) and explain_os_error(error):
@@ -158,11 +160,11 @@ def _cached(name: str) -> pathlib.Path | None:
     """The folder of a hub id's weights in the cache, whatever else it lacks."""
     import huggingface_hub as hub
 
-    for file in FILES:
-        found = hub.try_to_load_from_cache(name, file)
-        if isinstance(found, str):
-            return pathlib.Path(found).parent
-    return None
+    try:
+        found = [hub.try_to_load_from_cache(name, file) for file in FILES]
+    except ValueError:  # no hub has an id such as a..b
+        return None
+    return next((pathlib.Path(f).parent for f in found if isinstance(f, str)), None)
 
 
 def weight_file(folder: pathlib.Path) -> pathlib.Path:
@@ -197,8 +199,8 @@ def _parts(index: pathlib.Path) -> list[pathlib.Path]:
     if not names:
         raise UserError(f"{index} names no files; fetch it again")
     for name in names:
-        inside = pathlib.PurePath(name).name == name and name != ".."
-        if not inside or pathlib.Path(name).suffix not in SUFFIXES:
+        path = pathlib.PurePath(name)
+        if path.name != name or path.suffix not in SUFFIXES:
             raise UserError(
                 f"{index} names '{name}', which is no file of weights of that folder; "
                 "fetch the model again"
@@ -270,10 +272,11 @@ def _refusal(file: pathlib.Path, reason: str) -> str:
     pickled = start == b"PK" or start[:1] == b"\x80"  # in a zip archive, or bare
     if "TorchScript" in reason:
         way = f"torch.jit.load({str(file)!r}).state_dict()"
-        kind = "is a TorchScript archive, a program and not only weights"
+        kind, more = "is a TorchScript archive, a program and not only weights", ""
     elif pickled and "Weights only load failed" in reason:
         way = f"torch.load({str(file)!r}, weights_only=False)['state_dict']"
         kind = "wants to run code when it is read (a pickle with more than tensors)"
+        more = "; its key may be another than 'state_dict', such as 'model'"
     else:
         return (
             f"{file} cannot be read as a PyTorch file ({_why(start, reason)}); fetch "
@@ -281,7 +284,7 @@ def _refusal(file: pathlib.Path, reason: str) -> str:
         )
     return (
         f"{file} {kind}, which is refused; if you trust it, take its weights out in "
-        f"Python with torch.save({way}, 'weights.pt') and give that file"
+        f"Python with torch.save({way}, 'weights.pt') and give that file{more}"
     )
 
 

