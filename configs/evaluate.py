@@ -10,8 +10,12 @@ def get_config(variant: str = "") -> ConfigDict:
     config = ConfigDict(
         dict(
             job="evaluate",
-            model="",  # a run directory
-            checkpoint="best",  # or "last", or a step
+            model="",  # a run directory, an export, or CLIP weights (also a hub id)
+            checkpoint="best",  # of a run; or "last", or a step
+            # Of CLIP weights: (height, width) to work at, (0, 0) for CLIP's own; and
+            # how pictures come to it, "squeeze", "pad", or "crop" as CLIP itself does.
+            size=(0, 0),
+            fit="squeeze",
             seed=0,
             batch_size=256,
             examples=8,  # queries shown in report.html

@@ -166,6 +166,12 @@ def load(
     """
     mesh = mesh or sharding.make_mesh(data=0, fsdp=1)
     folder = epath.Path(name)
+    ours = is_run(folder) or is_export(folder)
+    if ours and (size is not None or fit != "squeeze" or activation):
+        raise UserError(
+            f"size, fit and activation are for CLIP weights as they come; {folder} says "
+            "itself how it works, so leave them out"
+        )
     if is_run(folder):
         return _load_run(folder, str(checkpoint), mesh, dtype)
     if is_export(folder):

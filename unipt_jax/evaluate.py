@@ -183,13 +183,22 @@ def run(config: Any, workdir: str) -> None:
         raise UserError(
             "nothing to evaluate: give a run directory with --config.model=DIR"
         )
+    if config.fit not in images.FITS:
+        raise UserError(f"fit '{config.fit}' is not one of {', '.join(images.FITS)}")
     mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
     data = read_set(config.data.records, config.data.split)
-    encoder = encoders.load(config.model, checkpoint=str(config.checkpoint), mesh=mesh)
+    encoder = encoders.load(
+        config.model,
+        checkpoint=str(config.checkpoint),
+        mesh=mesh,
+        size=tuple(config.size) if any(config.size) else None,
+        fit=config.fit,
+    )
     report.choices(
         "evaluate",
         {
             "model": encoder.name,
+            "pictures": f"{encoder.size[0]}x{encoder.size[1]}, fit {encoder.fit}",
             "set": data.name,
             "queries": f"{len(data.queries)} (every caption)",
             "gallery": f"{len(data.records)} (every image, a query's own too)",

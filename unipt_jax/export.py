@@ -96,7 +96,10 @@ def _target(workdir: str, overwrite: bool) -> Iterator[pathlib.Path]:
     """A folder to fill, that takes the target's name when all of it is there."""
     if "://" in workdir:
         raise UserError(f"{workdir} is no local folder; export to one, then copy it")
-    target = pathlib.Path(workdir).absolute()
+    target = pathlib.Path(workdir).resolve()  # of a link, the folder that it names
+    partial, old = (target.with_name(f".{target.name}.{x}") for x in ("partial", "old"))
+    if old.exists() and not target.exists():  # an export was killed as it replaced it
+        old.rename(target)
     if target.exists() and not overwrite:
         raise UserError(
             f"{target} exists; give another --workdir, or --config.overwrite=True to "
@@ -107,9 +110,6 @@ def _target(workdir: str, overwrite: bool) -> Iterator[pathlib.Path]:
             f"{target} is no folder that an export wrote, so it is not replaced; give "
             "another --workdir"
         )
-    partial, old = (target.with_name(f".{target.name}.{x}") for x in ("partial", "old"))
-    if old.exists() and not target.exists():  # an export was killed as it replaced it
-        old.rename(target)
     shutil.rmtree(old, ignore_errors=True)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -82,15 +82,17 @@ def hf(
     image = _part(params, ("image/",), encoder, weights.VIT)
     write(folder / "image", image, _vit_config(model.image, kind))
     _write_processor(folder / "image", encoder)
-    with_head = heads and model.mlm_output != "none"
-    layout = weights.BERT_MLM if with_head else weights.BERT
-    parts = ("text/", "mlm_head/") if with_head else ("text/",)
-    text = _part(params, parts, encoder, layout)
-    config = _bert_config(encoder, "BertForMaskedLM" if with_head else "BertModel")
-    write(folder / "text", text, config)
+    head = model.mlm_output if heads else "none"
+    layouts = dict(none=weights.BERT, tied=weights.BERT_MLM, untied=weights.BERT_UNTIED)
+    parts = ("text/",) if head == "none" else ("text/", "mlm_head/")
+    text = _part(params, parts, encoder, layouts[head])
+    if head == "untied":  # transformers has this bias twice there, and misses neither
+        text["cls.predictions.bias"] = text["cls.predictions.decoder.bias"]
+    name = "BertModel" if head == "none" else "BertForMaskedLM"
+    write(folder / "text", text, _bert_config(encoder, name))
     encoder.tokenizer.save(folder / "text")
     return dict(
-        by_tower=_compare_hf(encoder, folder, kind, samples),
+        by_tower=_compare_hf(encoder, folder, kind, samples, head != "none"),
         tensors=len(image) + len(text),
         left_out=[p for p in params if not p.startswith(("image/", *parts))],
     )
@@ -164,9 +166,12 @@ def _features(encoder: Encoder, samples: Samples) -> tuple[np.ndarray, ...]:
 
 
 def _compare_hf(
-    encoder: Encoder, folder: pathlib.Path, kind: str, samples: Samples
+    encoder: Encoder, folder: pathlib.Path, kind: str, samples: Samples, head: bool
 ) -> dict[str, float]:
-    """The largest difference of a token's features from transformers', by tower."""
+    """The largest difference of a token's features from transformers', by tower.
+
+    head: compare the logits of the MLM head too.
+    """
     import torch
     import transformers
 
@@ -184,10 +189,28 @@ def _compare_hf(
     with torch.no_grad():
         seen = seer(torch.tensor(pixels)).last_hidden_state.numpy()
         read = reader(**inputs).last_hidden_state.numpy()
-    return dict(
+    found = dict(
         image=float(np.abs(seen - image).max()),
         text=float(np.abs(read - text)[real].max()),
     )
+    if head:
+        whole = transformers.BertForMaskedLM.from_pretrained(folder / "text").eval()
+        with torch.no_grad():
+            logits = whole(**inputs).logits.numpy()
+        variables = {"params": encoder.params}
+        ours = encoder.model.apply(variables, text, method="mlm_logits")
+        found["mlm_head"] = float(np.abs(logits - ours)[real].max())
+    return found
+
+
+def _check_clip(encoder: Encoder) -> None:
+    """Raises UserError for CLIP's towers used in a way that no CLIP's config can say."""
+    model = encoder.model
+    if model.pool != "token" or not model.image.pre_norm:
+        raise UserError(
+            f"{encoder.name} is no CLIP as others know it (pool is '{model.pool}', "
+            f"image.pre_norm is {model.image.pre_norm}); use --config.layout=unipt"
+        )
 
 
 def _hf_clip(
@@ -196,6 +219,7 @@ def _hf_clip(
     import torch
     import transformers
 
+    _check_clip(encoder)
     model, tokenizer = encoder.model, encoder.tokenizer
     size, patch = encoder.size, model.image.patch
     if size[0] != size[1] or patch[0] != patch[1]:
@@ -280,10 +304,13 @@ def timm(
     tensors = _part(params, ("image/",), encoder, weights.TIMM)
     height, width = encoder.size
     second = image.distillation
+    name = "vit_base_patch16_224"
+    if second:
+        name = "deit_base_distilled_patch16_224"
+    elif image.pre_norm:  # CLIP's
+        name = "vit_base_patch16_clip_224"
     config = dict(
-        architecture="deit_base_distilled_patch16_224"
-        if second
-        else "vit_base_patch16_224",
+        architecture=name,
         num_classes=0,
         num_features=image.features,
         pretrained_cfg=dict(
@@ -305,6 +332,7 @@ def timm(
             depth=image.layers,
             num_heads=image.heads,
             mlp_ratio=image.hidden / image.features,
+            act_layer=image.activation,
         ),
     )
     write(folder, tensors, config)
@@ -338,6 +366,7 @@ def openai(
         raise UserError(
             f"{encoder.name} has no CLIP towers; use --config.layout=unipt, hf or timm"
         )
+    _check_clip(encoder)
     parts = tuple(p for p in params if not p.startswith("mlm_head/"))
     tensors = _part(params, parts, encoder, weights.OPENAI)
     config = dict(

@@ -355,6 +355,7 @@ RELEASED = Layout(
         *_dense("txt_proj", "text_projection"),
         *_mlm_rows("mlm_score."),
     ),
+    distillation="transformer.dist_token",
 )
 # What that code trains beside our model: CAE's decoder, its CLIP, unused ViLT heads.
 RELEASED_EXTRAS = (

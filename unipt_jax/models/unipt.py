@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from unipt_jax.errors import UserError
 from unipt_jax.models import bert, clip, layers, vit
 from unipt_jax.models.pgu import Pgu
 
@@ -79,12 +80,12 @@ class DualEncoder(nn.Module):
     def setup(self) -> None:
         for field, allowed in CHOICES.items():
             if getattr(self, field) not in allowed:
-                raise ValueError(
+                raise UserError(
                     f"{field} '{getattr(self, field)}' is not one of "
                     + ", ".join(allowed)
                 )
         if self.retrieval != "global" and self.pgu is None:
-            raise ValueError(
+            raise UserError(
                 f"retrieval '{self.retrieval}' needs a PGU; set pgu.parts (the paper "
                 "has 6), or retrieval to 'global'"
             )
@@ -210,14 +211,20 @@ def build(model: Mapping[str, Any], *, vocabulary: int, pad: int, cls: int, sep:
     vocabulary: number of tokens; pad, cls, sep: their ids in it.
     """
     if model["dtype"] not in DTYPES:
-        raise ValueError(f"dtype '{model['dtype']}' is not one of {', '.join(DTYPES)}")
+        raise UserError(f"dtype '{model['dtype']}' is not one of {', '.join(DTYPES)}")
     dtype = DTYPES[model["dtype"]]
     image = dict(model["image"])
     image["patch"] = tuple(image["patch"])
+    (h, w), (ph, pw) = (image["height"], image["width"]), image["patch"]
+    if h % ph or w % pw:
+        raise UserError(
+            f"images of {h}x{w} are not whole patches of {ph}x{pw}; choose a height and "
+            "width that the patch divides"
+        )
     text = dict(model["text"])
     kind = text.pop("kind")
     if kind not in TEXT_TOWERS:
-        raise ValueError(f"text.kind '{kind}' is not one of {', '.join(TEXT_TOWERS)}")
+        raise UserError(f"text.kind '{kind}' is not one of {', '.join(TEXT_TOWERS)}")
     taken = ("image", "text", "pgu", "dtype")
     head = {k: v for k, v in model.items() if k not in taken}
     parts = dict(model.get("pgu") or NO_PGU)
