@@ -270,7 +270,9 @@ class TimmVit(nn.Module):
 
     def forward(self, pixels):
         x = self.patch_embed["proj"](pixels).flatten(2).transpose(1, 2)
-        tokens = [self.cls_token, *([self.dist_token] * hasattr(self, "dist_token"))]
+        tokens = [
+            getattr(self, n) for n in ("cls_token", "dist_token") if hasattr(self, n)
+        ]
         x = torch.cat([*(t.expand(len(x), -1, -1) for t in tokens), x], 1)
         return self.norm(self.blocks(self.norm_pre(x + self.pos_embed)))
 

@@ -14,7 +14,7 @@ from unipt_jax.models import unipt
 
 torch, transformers = foreign.torch, foreign.transformers
 
-NEAR = 3e-6  # as in test_weights: features of size 1 to 4, from small towers
+NEAR = 5e-6  # as in test_weights: features of size 1 to 4, from small towers
 
 
 def released_pair(tower):
@@ -48,7 +48,7 @@ def test_a_checkpoint_of_the_released_code_fills_its_preset(tower, tmp_path):
     assert found.notes == ("position embeddings 4x4 -> 6x2, bilinear_align_corners",)
     own = r"^(transformer\.(patch|cls|dist_|pos|blocks|norm)|text_model|..._proj|mlm_)"
     left = [n for n in tensors if not re.search(own, n)]
-    assert found.left_out == tuple(sorted(left)) and len(left) == 13
+    assert found.left_out == tuple(sorted(left)) and len(left) == 11
     for theirs, ours in (
         ("img_proj.weight", "image_projection/kernel"),
         ("txt_proj.weight", "text_projection/kernel"),

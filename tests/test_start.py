@@ -166,7 +166,8 @@ def test_any_mesh_holds_the_same_parameters(devices, fsdp, still, folders, perso
         devices=jax.devices()[:devices],
     )
     state, _ = train.initial_state(model, train.make_optimiser(config, 4), 0, mesh)
-    params = start.put(state.params, start.read(config.init, model))
+    found = start.read(config.init, model, tokenizers.load(persons / "tokenizer"))
+    params = start.put(state.params, found)
     for leaf, before in zip(
         jax.tree.leaves(params), jax.tree.leaves(state.params), strict=True
     ):
@@ -177,6 +178,7 @@ def test_any_mesh_holds_the_same_parameters(devices, fsdp, still, folders, perso
     equal(arrays(params), params_of(still[0]))
 
 
+@pytest.mark.slow
 def test_a_run_resumes_when_its_sources_are_gone(launcher, folders, tmp_path):
     sources, undisturbed = tmp_path / "sources", tmp_path / "undisturbed"
     shutil.copytree(folders, sources)
@@ -223,16 +225,24 @@ def trained(launcher, tmp_path_factory):
     return workdir
 
 
-def test_a_run_starts_from_another_run_s_best_checkpoint(launcher, trained, tmp_path):
-    random = jobs.losses(trained)[1]
-    code, output = launcher.run(
-        tmp_path / "run", f"--config.init.model={trained}", *STILL
-    )
+@pytest.fixture(scope="module")
+def successor(launcher, trained, tmp_path_factory):
+    """The run directory and output of a run from that run that stays there."""
+    workdir = tmp_path_factory.mktemp("successor") / "run"
+    code, output = launcher.run(workdir, f"--config.init.model={trained}", *STILL)
     assert code == 0, output
-    assert f"{trained} (unipt_jax export)" in output and "initial rest" not in output
-    assert jobs.losses(tmp_path / "run")[1] < 0.8 * random
+    return workdir, output
+
+
+def test_a_run_starts_from_another_run_s_best_checkpoint(successor, trained):
+    workdir, output = successor
+    assert (
+        f"{trained} step 30 (unipt_jax export)" in output
+        and "initial rest" not in output
+    )
+    assert jobs.losses(workdir)[1] < 0.8 * jobs.losses(trained)[1]
     best = arrays(encoder.load(trained, checkpoint="30").params)
-    equal(params_of(tmp_path / "run"), best)
+    equal(params_of(workdir), best)
 
 
 def test_a_run_starts_from_another_run_at_another_size(launcher, trained, tmp_path):
@@ -255,10 +265,30 @@ def test_a_run_is_found_by_the_name_of_the_home_folder(trained, monkeypatch):
     assert source.grid == (3, 2) and "image.class_token" in source.tensors
 
 
+def test_one_tower_of_a_run_is_taken_and_the_rest_left_out(trained, persons):
+    config = config_of(image=str(trained))
+    words = tokenizers.load(persons / "tokenizer")
+    [(field, taken)] = start.read(config.init, model_of(config, persons), words).items()
+    best = params_of(trained)
+    assert field == "image"
+    equal(taken.params, {k: x for k, x in best.items() if k.startswith("image/")})
+    assert len(taken.left_out) == len(best) - len(taken.params)
+
+
+def test_a_run_with_another_vocabulary_is_refused(trained, persons, tmp_path):
+    words = (persons / "tokenizer" / "vocab.txt").read_text().splitlines()
+    words[-1], words[-2] = words[-2], words[-1]  # as many, but in another order
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    config = config_of(model=str(trained))
+    other = tokenizers.load(tmp_path)
+    with pytest.raises(UserError, match="another tokenizer than config.tokenizer"):
+        start.read(config.init, model_of(config, persons), other)
+
+
 def refusal(persons, **init) -> str:
-    config = config_of(**init)
+    config, words = config_of(**init), tokenizers.load(persons / "tokenizer")
     with pytest.raises(UserError) as caught:
-        start.read(config.init, model_of(config, persons))
+        start.read(config.init, model_of(config, persons), words)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -276,8 +306,9 @@ def test_a_model_and_a_tower_together_are_refused(tower, folders, trained, perso
 def test_unknown_choices_are_refused_with_those_there_are(
     field, allowed, folders, persons
 ):
-    said = refusal(persons, image=str(folders / "vit"), **{field: "nearest"})
-    assert f"init.{field} 'nearest' is not one of {allowed}" in said
+    for image in (str(folders / "vit"), ""):
+        said = refusal(persons, image=image, **{field: "nearest"})
+        assert f"init.{field} 'nearest' is not one of {allowed}" in said
 
 
 def test_towers_the_wrong_way_round_are_refused(folders, persons):
@@ -299,18 +330,17 @@ def test_a_source_that_does_not_fit_leaves_nothing_behind(launcher, folders, tmp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("source", ["folders", "run"])
-def test_two_processes_start_as_one_does(source, launcher, folders, trained, tmp_path):
-    more = ["--config.steps=2"]
-    more += {"folders": flags(folders), "run": [f"--config.init.model={trained}"]}[
-        source
-    ]
-    code, output = launcher.run(tmp_path / "one", *more)
-    assert code == 0, output
-    for process in launcher.start_two(tmp_path / "two", *more, devices=1):
+@pytest.mark.parametrize("start_of", ["still", "successor"])
+def test_two_processes_start_as_one_does(
+    start_of, launcher, folders, trained, request, tmp_path
+):
+    one, _ = request.getfixturevalue(start_of)
+    model = [f"--config.init.model={trained}"]
+    init = {"still": flags(folders), "successor": model}[start_of]
+    for process in launcher.start_two(tmp_path / "run", *init, *STILL, devices=1):
         output, _ = process.communicate(timeout=600)
         assert process.returncode == 0, output
-    one, two = (jobs.losses(tmp_path / name) for name in ("one", "two"))
-    assert list(one) == list(two) == [1, 2]
     # the batch is summed in another order
-    np.testing.assert_allclose(list(two.values()), list(one.values()), rtol=1e-6)
+    first = jobs.losses(tmp_path / "run")[1]
+    np.testing.assert_allclose(first, jobs.losses(one)[1], rtol=1e-6)
+    equal(params_of(tmp_path / "run"), params_of(one))

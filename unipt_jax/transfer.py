@@ -75,11 +75,12 @@ class Options:
 class Taken:
     """What `to_ours` found.
 
-    params: path -> float32 array. layout: the name of theirs. kept: our paths that stay
+    source: where from. params: path -> float32 array. layout: the name of theirs. kept: our paths that stay
     as they are. left_out: their names that were not used. notes: what was changed on
     the way, a sentence each.
     """
 
+    source: str
     params: dict[str, np.ndarray]
     layout: str
     kept: tuple[str, ...]
@@ -132,6 +133,7 @@ def to_ours(
         work.take(path, shape)
     work.finish(source, wanted)
     return Taken(
+        source,
         {path: work.params[path] for path in wanted if path in work.params},
         layout.name,
         tuple(work.kept),
@@ -207,6 +209,8 @@ class _Work:
     def _positions(self) -> None:
         """Position embeddings to our grid and our number of class tokens."""
         table, ours = self.params[POSITIONS], self.geometry
+        if table.ndim != 2 or len(table) <= self.prefix:
+            return  # reported as misshapen
         if self.drops:
             table = np.delete(table, 1, axis=0)
         prefix = self.prefix - self.drops
@@ -228,7 +232,7 @@ class _Work:
 
     def _extend(self, vocabulary: int) -> None:
         table = self.params[TOKENS]
-        more = vocabulary - len(table)
+        more = vocabulary - len(table) if table.ndim == 2 and len(table) else 0
         if more > 0:
             mean = table.mean(0, keepdims=True, dtype=np.float64).astype(table.dtype)
             self.params[TOKENS] = np.concatenate([table, np.repeat(mean, more, 0)])

@@ -32,7 +32,9 @@ def _conv_to_theirs(xs: Sequence[np.ndarray], patch: tuple[int, int]) -> np.ndar
 SAME = Convert(lambda x, _: (x,), lambda xs, _: xs[0])
 KERNEL = Convert(lambda x, _: (x.T,), lambda xs, _: xs[0].T)
 CONV = Convert(_conv_to_ours, _conv_to_theirs)
-BATCHED = Convert(lambda x, _: (x[0],), lambda xs, _: xs[0][None])  # (1, N, D)
+BATCHED = Convert(  # (1, N, D)
+    lambda x, _: (x.reshape(x.shape[1:]),), lambda xs, _: xs[0][None]
+)
 VECTOR = Convert(lambda x, _: (x[None, None],), lambda xs, _: xs[0][0, 0])  # (D,)
 SCALAR = Convert(lambda x, _: (x.reshape(()),), lambda xs, _: xs[0])
 FUSED_KERNEL = Convert(  # (3D, D)
@@ -60,6 +62,7 @@ class Layout:
     signs: names that together tell it from other layouts. rows: the table. copies:
     names of theirs that repeat another of theirs (a tied output layer), left out when
     written. distillation: what DeiT's second token is called, if there can be one.
+    named_by_part: every name begins with our part, also one that no row has.
     """
 
     name: str
@@ -67,6 +70,7 @@ class Layout:
     rows: tuple[Row, ...]
     copies: tuple[tuple[str, str], ...] = ()
     distillation: str = ""
+    named_by_part: bool = False
 
     @functools.cached_property
     def by_ours(self) -> dict[str, Row]:
@@ -83,7 +87,7 @@ class Layout:
     def part(self, name: str) -> str | None:
         """The part of our model ("image", "mlm_head" ...) that a tensor belongs to."""
         found = (p for pattern, p in self._parts.items() if pattern.fullmatch(name))
-        return next(found, None)
+        return next(found, name.split(".")[0] if self.named_by_part else None)
 
     def row(self, path: str) -> tuple[Row | None, str]:
         """The row for one of our paths, and the number of its block."""
@@ -384,7 +388,8 @@ def ours_in_torch(paths: Iterable[str]) -> Layout:
     rows = tuple(Row(_their_name(path), (path,), convert(path)) for path in paths)
     signs = ("image.patch_embedding.weight", "text.token_embedding.weight")
     second = _their_name("image/distillation_token")
-    return Layout("unipt_jax export", signs, rows, distillation=second)
+    more = dict(distillation=second, named_by_part=True)
+    return Layout("unipt_jax export", signs, rows, **more)
 
 
 VIT = _vit("", in_memory=False)

@@ -25,6 +25,7 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MERGES = "bpe_simple_vocab_16e6.txt.gz"  # OpenAI's: holds more merges than CLIP uses
 FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json")
 FILES += ("merges.txt", MERGES)
+VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", MERGES)  # any will do
 CLIP_MERGES = 49152 - 256 - 2
 END = "</w>"  # ends the last piece of a word in CLIP's vocabulary
 # How CLIP cuts a text into words, before it looks at pairs.
