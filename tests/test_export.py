@@ -11,20 +11,18 @@ import signal
 import subprocess
 import sys
 import time
-import types
 
 import helpers
 import jobs
 import numpy as np
 import pytest
-import runs
 import safetensors
 from PIL import Image
 
+import runs
 import unipt_jax
-from configs import evaluate as evaluate_config
 from configs import export as export_config
-from unipt_jax import evaluate, export, main
+from unipt_jax import export
 from unipt_jax.data import tokenizers
 from unipt_jax.errors import UserError
 
@@ -34,14 +32,14 @@ pytest.importorskip("transformers")
 
 PGU = dict(parts=3, layers=2, heads=6, head_width=5, hidden=10, features=7)
 LEARNED = dict(temperature="learned", mlm_output="untied", pool_padding=True)
+SHORT = dict(layers=1)
+PROJECTED = dict(pgu=PGU | dict(tokens="projected"), retrieval="both")
+TOWER = dict(pgu=PGU | dict(tokens="tower"), retrieval="pgu")  # towers of one width
 KINDS = {
     "bert": ("vit_b16", dict(image=dict(patch=(8, 4)))),
     "deit": ("deit_s16", LEARNED),
-    "pgu_both": ("vit_b16", dict(pgu=PGU | dict(tokens="projected"), retrieval="both")),
-    "pgu_tower": (  # towers of one width
-        "vit_b16",
-        dict(pgu=PGU | dict(tokens="tower"), retrieval="pgu", text=dict(features=16)),
-    ),
+    "pgu_both": ("vit_b16", PROJECTED | dict(image=SHORT, text=SHORT)),
+    "pgu_tower": ("vit_b16", TOWER | dict(image=SHORT, text=SHORT | dict(features=16))),
     "clip": ("clip_b16", {}),  # its images are 48x16
 }
 WITH_HEADS = ("bert", "deit")  # tied, untied
@@ -76,8 +74,11 @@ class Made:
     def encoder(self, kind):
         return unipt_jax.load(self.run(kind))
 
-    @functools.cache  # noqa: B019
     def export(self, kind, heads=False):
+        return self._export(kind, heads)
+
+    @functools.cache  # noqa: B019
+    def _export(self, kind, heads):
         folder = self.folder / f"export_{kind}_{heads}"
         export.run(config(self.run(kind), heads=heads), str(folder))
         return folder
@@ -123,7 +124,7 @@ def test_parity_is_the_difference_of_both_encoders(kind, made):
         ours = getattr(encoder, f"encode_{name}")(items)
         theirs = getattr(twin, f"encode_{name}")(items).numpy()
         assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
-        assert np.ptp(ours, axis=0).max() > 0.1  # the items are told apart
+        assert np.ptp(ours, axis=0).max() > 0.03  # the items are told apart
         found[name] = float(np.abs(ours - theirs).max())
     assert parity(folder)["by_tower"] == found
     assert parity(folder)["max_abs_diff"] == max(found.values())
@@ -142,7 +143,8 @@ def test_load_of_an_export_equals_load_of_the_run_to_the_bit(kind, made):
 
 
 @pytest.mark.parametrize(
-    ("kind", "heads"), [*BOTH, *((kind, False) for kind in KINDS if kind not in WITH_HEADS)]
+    ("kind", "heads"),
+    [*BOTH, *((kind, False) for kind in KINDS if kind not in WITH_HEADS)],
 )
 def test_jax_to_pytorch_to_jax_is_the_identity(kind, heads, made, tmp_path):
     folder = tmp_path / "export"
@@ -163,7 +165,9 @@ def torch_name(path):
     return name.strip("/").replace("/", ".")
 
 
-@pytest.mark.parametrize(("kind", "heads"), [*BOTH, ("pgu_both", False), ("clip", False)])
+@pytest.mark.parametrize(
+    ("kind", "heads"), [*BOTH, ("pgu_both", False), ("clip", False)]
+)
 def test_left_out_names_exactly_what_the_file_lacks(kind, heads, made):
     folder, params = made.export(kind, heads), helpers.arrays(made.encoder(kind).params)
     listed = parity(folder)
@@ -237,7 +241,12 @@ def test_the_folder_alone_gives_the_runs_embeddings(made, tmp_path):
     colours.convert("CMYK").save(inputs / "picture1.jpg")
     colours.convert("CMYK").save(inputs / "picture2.tiff")
     deep.save(inputs / "picture3.png")
-    texts = ["", "a man in a red coat", "a very long black bag and " * 300, "\U0001f642"]
+    texts = [
+        "",
+        "a man in a red coat",
+        "a very long black bag and " * 300,
+        "\U0001f642",
+    ]
     (inputs / "texts.json").write_text(json.dumps(texts))
     folders = {kind: made.export(kind) for kind in KINDS}
     command = [sys.executable, "-P", "-c", ALONE, inputs, *folders.values()]
@@ -319,7 +328,9 @@ def test_what_no_export_wrote_is_never_replaced(content, made, tmp_path):
     with pytest.raises(UserError, match="no folder that an export wrote, so it is not"):
         export.run(config(made.run("bert"), overwrite=True), str(target))
     assert [p.name for p in tmp_path.iterdir()] == ["target"]
-    assert target.read_text() == "a file" if content is None else tree(target) == content
+    assert (
+        target.read_text() == "a file" if content is None else tree(target) == content
+    )
 
 
 def differs(patch):
@@ -437,7 +448,9 @@ def test_killed_at_any_moment_no_target_is_half_and_none_is_lost(made, launcher,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
-        partial, away = (target.with_name(f".{target.name}.{x}") for x in ("partial", "old"))
+        partial, away = (
+            target.with_name(f".{target.name}.{x}") for x in ("partial", "old")
+        )
         kill_when(process, partial / moment)
         killed += process.returncode == -signal.SIGKILL
         if target != old:
@@ -449,9 +462,10 @@ def test_killed_at_any_moment_no_target_is_half_and_none_is_lost(made, launcher,
         else:
             assert tree(away) == old_tree
     assert killed >= 3  # the last may have ended before it was hit
+    code, output = launcher.run_job(*command[3:], f"--workdir={old}")
+    assert code == 0, output
+    export.run(config(made.run("bert")), str(old.with_name("fresh")))
     for target in (old.with_name("fresh"), old):
-        code, output = launcher.run_job(*command[3:], f"--workdir={target}")
-        assert code == 0, output
         assert set(tree(target)) == FILES
         assert (target / "model.safetensors").read_bytes() == new_model.read_bytes()
     assert sorted(p.name for p in old.parent.iterdir()) == ["fresh", "target"]

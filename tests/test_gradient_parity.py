@@ -35,7 +35,7 @@ transformers = pytest.importorskip("transformers")
 reference = importlib.import_module("reference_pretraining")
 
 VOCABULARY = 60
-CONTINUES = jnp.arange(VOCABULARY) >= 40  # the ids of pieces that continue a word
+CONTINUES = np.arange(VOCABULARY) >= 40  # the ids of pieces that continue a word
 PAPER = reference.Method()
 RELEASED = reference.Method(tied=False, padding=True, whole_words=True)
 WORDS = reference.Method(special=False)

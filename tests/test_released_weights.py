@@ -6,10 +6,10 @@ import foreign
 import helpers
 import numpy as np
 import pytest
-from foreign import assert_near, tensor
+from foreign import assert_near, same, tensor
 
 from configs import pretrain
-from unipt_jax import start, weights
+from unipt_jax import sources, start, transfer, weights
 from unipt_jax.models import unipt
 
 torch, transformers = foreign.torch, foreign.transformers
@@ -37,12 +37,12 @@ def test_a_checkpoint_of_the_released_code_fills_its_preset(tower, tmp_path):
     config, tensors, vit, bert = released_pair(tower)
     state = {name: torch.tensor(x) for name, x in tensors.items()}
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "last.ckpt")
-    init = config.init.to_dict() | dict(model=str(tmp_path / "last.ckpt"))
-    init |= dict(image="", text="")
     model = unipt.build(
         config.model.to_dict(), vocabulary=foreign.VOCABULARY, **foreign.IDS
     )
-    found = start.read(init, model)["model"]
+    source = sources.open_source(tmp_path / "last.ckpt")
+    options = dict(ignore=tuple(config.init.ignore), resize=config.init.resize)
+    found = foreign.take(source.tensors, model, **options)
     assert found.layout == "released UniPT" and not found.kept
     assert found.params.keys() == start.shapes(model).keys()
     assert found.notes == ("position embeddings 4x4 -> 6x2, bilinear_align_corners",)
@@ -91,3 +91,17 @@ def test_every_extra_of_the_released_code_is_ignored_by_default():
         known = weights.RELEASED.part(name) is not None
         ignored = any(re.search(p, name) for p in foreign.IGNORE)
         assert known != ignored, name
+
+
+@pytest.mark.parametrize("tower", ["vit_b16", "deit_s16"])
+def test_a_released_checkpoint_there_and_back_is_the_identity_to_the_bit(tower):
+    config, tensors, *_ = released_pair(tower)
+    config.model.image.width = 32
+    config.model.image.height = 32  # the grid of the file
+    section = config.model.to_dict()
+    model = unipt.build(section, vocabulary=foreign.VOCABULARY, **foreign.IDS)
+    taken = foreign.take(tensors, model)
+    written, left = transfer.to_theirs(taken.params, weights.RELEASED, (8, 8))
+    assert not left and not taken.notes
+    same(written, {n: x for n, x in tensors.items() if n not in taken.left_out})
+    same(foreign.take(written, model, ignore=()).params, taken.params)

@@ -1,14 +1,16 @@
 """Real weights, and random ones of the sizes in use, give the same token features."""
 
+import re
+
 import assets
 import foreign
 import helpers
 import numpy as np
 import pytest
-from foreign import arrays, assert_near, dual, load, tensor
+from foreign import arrays, assert_near, dual, load, same, tensor
 
 from configs import common
-from unipt_jax import sources
+from unipt_jax import sources, transfer, weights
 from unipt_jax.data import tokenizers
 from unipt_jax.models import unipt
 
@@ -151,6 +153,14 @@ def test_clip_b16_by_openais_names_equals_torch_at_384x128(activation):
 # --- timm and open_clip themselves ---------------------------------------------------
 
 
+def assert_written(params, layout, theirs, rest):
+    """Ours in their layout is their state dict, to the bit, but for its heads."""
+    written, left = transfer.to_theirs(helpers.arrays(params), layout, (16, 16))
+    state = {n: x for n, x in arrays(theirs).items() if not re.search(rest, n)}
+    assert not left
+    same(written, state)
+
+
 @slow
 @pytest.mark.parametrize(
     ("name", "tower"),
@@ -168,6 +178,7 @@ def test_timm_vit_at_384x128_equals_timm(name, tower):
     with torch.no_grad():
         expected = theirs.forward_features(tensor(pixels))
     assert_near(foreign.image_features(model, params, pixels), expected, NEAR)
+    assert_written(params, weights.TIMM, theirs, r"^head")
 
 
 @slow
@@ -192,3 +203,4 @@ def test_open_clip_vit_b16_at_384x128_equals_open_clip(name, activation):
     scale = min(theirs.logit_scale.exp().item(), 100)
     ours = helpers.apply(model, params, "scale")
     np.testing.assert_allclose(ours, scale, rtol=1e-6)
+    assert_written(params, weights.OPENAI, theirs, "^$")

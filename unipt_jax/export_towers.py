@@ -135,6 +135,7 @@ def _write_processor(folder: pathlib.Path, encoder: Encoder) -> None:
     height, width = encoder.size
     config = dict(
         image_processor_type="ViTImageProcessor",
+        do_convert_rgb=True,
         do_resize=True,
         size=dict(height=height, width=width),
         resample=3,  # bicubic

@@ -48,7 +48,8 @@ def mask_tokens(
         _, places = jax.lax.top_k(jnp.where(allowed, score, -1.0), m)  # (B, M)
         used = jnp.arange(m) < share[:, None]
     else:
-        chosen = _whole_words(score, allowed, share, continuation[tokens])
+        continues = jnp.asarray(continuation)[tokens]
+        chosen = _whole_words(score, allowed, share, continues)
         _, places = jax.lax.top_k(chosen, m)
         used = jnp.arange(m) < chosen.sum(-1)[:, None]
     targets = jnp.take_along_axis(tokens, places, axis=1)

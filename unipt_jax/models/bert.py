@@ -64,19 +64,8 @@ class Bert(nn.Module):
         self.embedding_norm = nn.LayerNorm(self.norm_eps, dtype=self.dtype)
         self.embedding_dropout = layers.Dropout(self.dropout)
         block = layers.rematerialised(Block, self.remat)
-        self.block = [
-            block(
-                self.heads,
-                self.hidden,
-                self.dropout,
-                self.attention_dropout,
-                self.norm_eps,
-                self.dtype,
-                self.attention,
-                self.activation,
-            )
-            for _ in range(self.layers)
-        ]
+        fields = layers.block_fields(self)
+        self.block = [block(**fields) for _ in range(self.layers)]
 
     def __call__(self, tokens: jax.Array, mask: jax.Array, train: bool) -> jax.Array:
         """tokens: (B, L) ids. mask: (B, L), False on padding -> (B, L, D)."""

@@ -38,20 +38,8 @@ class ClipText(nn.Module):
         self.position_embedding = nn.Embed(self.positions, **embed)
         self.embedding_dropout = layers.Dropout(self.dropout)
         block = layers.rematerialised(layers.PreNormBlock, self.remat)
-        self.block = [
-            block(
-                self.heads,
-                self.hidden,
-                self.dropout,
-                self.attention_dropout,
-                self.norm_eps,
-                self.dtype,
-                self.attention,
-                self.activation,
-                causal=True,
-            )
-            for _ in range(self.layers)
-        ]
+        fields = layers.block_fields(self)
+        self.block = [block(**fields, causal=True) for _ in range(self.layers)]
         self.norm = nn.LayerNorm(self.norm_eps, dtype=self.dtype)
 
     def __call__(self, tokens: jax.Array, mask: jax.Array, train: bool) -> jax.Array:

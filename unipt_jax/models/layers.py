@@ -209,6 +209,13 @@ class PreNormBlock(nn.Module):
         return x + Dropout(self.dropout, name="dropout2")(mlp(y, train), train)
 
 
+def block_fields(tower: nn.Module) -> dict[str, Any]:
+    """What every block of a tower has from its tower."""
+    names = ("heads", "hidden", "dropout", "attention_dropout", "norm_eps", "dtype")
+    names += ("attention", "activation")
+    return {name: getattr(tower, name) for name in names}
+
+
 REMAT = {
     "none": None,
     "block": jax.checkpoint_policies.nothing_saveable,

@@ -69,17 +69,8 @@ class ViT(nn.Module):
             x = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="pre_norm")(x)
         block = layers.rematerialised(layers.PreNormBlock, self.remat)
         for i in range(self.layers):
-            x = block(
-                self.heads,
-                self.hidden,
-                self.dropout,
-                self.attention_dropout,
-                self.norm_eps,
-                self.dtype,
-                self.attention,
-                self.activation,
-                name=f"block_{i}",
-            )(x, None, train)
+            fields = layers.block_fields(self)
+            x = block(**fields, name=f"block_{i}")(x, None, train)
         return nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="norm")(x)
 
     def _patches(self, x: jax.Array) -> jax.Array:
