@@ -83,7 +83,7 @@ def clip(image, text, activation="quick_gelu", **changes):
 
 
 def take(tensors, model, *parts, ignore=IGNORE, source="the test", **options):
-    """`transfer.to_ours`, for some parts of a model ("image", "text" ...) or for all."""
+    """`transfer.to_ours`, for some parts of a model ("image", "text" ...) or all."""
     wanted = start.shapes(model)
     if parts:
         wanted = {p: s for p, s in wanted.items() if p.split("/")[0] in parts}

@@ -1,4 +1,4 @@
-"""CLIP folders of any maker open with the sizes, the pixels and the vectors they had."""
+"""CLIP folders of any maker open with the sizes, pixels and vectors they had."""
 
 import json
 
@@ -147,7 +147,7 @@ def pictures():
 
 
 def transformers_folder(folder):
-    """A whole CLIP of transformers on disk: weights, pixels, tokens; and the network."""
+    """A whole CLIP of transformers on disk: weights, pixels, tokens; the network."""
     words = foreign.write_clip_tokenizer(folder)
     end = len(words) - 1
     ids = dict(vocab_size=len(words), pad_token_id=end, bos_token_id=end - 1)

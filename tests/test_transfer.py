@@ -1,4 +1,4 @@
-"""Weights across: nothing is lost, nothing is guessed, positions as PyTorch has them."""
+"""Weights across: nothing is lost, nothing is guessed, positions are PyTorch's."""
 
 import functools
 import re

@@ -75,9 +75,9 @@ class Options:
 class Taken:
     """What `to_ours` found.
 
-    source: where from. params: path -> float32 array. layout: the name of theirs. kept: our paths that stay
-    as they are. left_out: their names that were not used. notes: what was changed on
-    the way, a sentence each.
+    source: where from. params: path -> float32 array. layout: the name of theirs. kept:
+    our paths that stay as they are. left_out: their names that were not used. notes:
+    what was changed on the way, a sentence each.
     """
 
     source: str

@@ -46,6 +46,11 @@ FUSED_BIAS = Convert(
 )
 
 
+# What a model of ours is made of: the first name of a parameter's path.
+PARTS = ("image", "text", "image_projection", "text_projection", "mlm_head", "pgu")
+PARTS += ("log_scale",)
+
+
 @dataclasses.dataclass(frozen=True)
 class Row:
     """Their name, our paths and what lies between; {i} stands for a block's number."""
@@ -87,7 +92,9 @@ class Layout:
     def part(self, name: str) -> str | None:
         """The part of our model ("image", "mlm_head" ...) that a tensor belongs to."""
         found = (p for pattern, p in self._parts.items() if pattern.fullmatch(name))
-        return next(found, name.split(".")[0] if self.named_by_part else None)
+        first = name.split(".")[0]
+        known = self.named_by_part and first in PARTS
+        return next(found, first if known else None)
 
     def row(self, path: str) -> tuple[Row | None, str]:
         """The row for one of our paths, and the number of its block."""
