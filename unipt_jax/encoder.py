@@ -194,7 +194,7 @@ def _load_run(folder: epath.Path, checkpoint: str, mesh: Mesh, dtype: str) -> En
     try:
         named = {"best": checkpoints.best(), "last": checkpoints.latest()}
         step = int(checkpoint) if checkpoint.isdigit() else named.get(checkpoint)
-        if step is None:
+        if step is None or not (folder / "checkpoints" / str(step)).exists():
             raise UserError(f"{folder} has no checkpoint '{checkpoint}' yet")
         params = checkpoints.restore_params(abstract_params(model, mesh), step)
     finally:
@@ -212,19 +212,26 @@ def _load_run(folder: epath.Path, checkpoint: str, mesh: Mesh, dtype: str) -> En
 
 def _load_export(folder: epath.Path, mesh: Mesh, dtype: str) -> Encoder:
     config = _config(folder / "config.json")
-    config["model"]["dtype"] = dtype or config["model"]["dtype"]
     tokenizer = tokenizers.load(folder)
-    model = build_model(config, tokenizer)
+    try:
+        config["model"]["dtype"] = dtype or config["model"]["dtype"]
+        model = build_model(config, tokenizer)
+        fields = dict(lengths=tuple(config["lengths"]), fit=config["pixels"]["fit"])
+        fields |= pixel_options(config["pixels"])
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder}/config.json is not as the export wrote it "
+            f"({type(error).__name__}: {error}); export the model again"
+        ) from error
     source = sources.open_source(folder)
+    grid = transfer.Geometry.of(model.image).grid
     return Encoder(
         model=model,
-        params=_place(model, source, transfer.Options(), mesh),
+        params=_place(model, source, transfer.Options(grid=grid), mesh),
         tokenizer=tokenizer,
         mesh=mesh,
-        lengths=tuple(config["lengths"]),
-        fit=config["pixels"]["fit"],
         name=str(folder),
-        **pixel_options(config["pixels"]),
+        **fields,
     )
 
 

@@ -214,6 +214,12 @@ def _check_clip(encoder: Encoder) -> None:
         )
 
 
+def _with_scale(encoder: Encoder, params: dict[str, np.ndarray]) -> dict:
+    """With CLIP's logit scale, which others ask for even if it was never learned."""
+    scale = encoder.model.apply({"params": encoder.params}, method="scale")
+    return {"log_scale": np.log(np.asarray(scale, np.float32))} | params
+
+
 def _hf_clip(
     encoder: Encoder, folder: pathlib.Path, params: dict, samples: Samples
 ) -> dict[str, Any]:
@@ -244,7 +250,8 @@ def _hf_clip(
         | dict(image_size=size[0], patch_size=patch[0], projection_dim=model.embedding),
     )
     parts = tuple(p for p in params if not p.startswith("mlm_head/"))
-    tensors = _part(params, parts, encoder, weights.CLIP)
+    whole = _with_scale(encoder, params)
+    tensors = _part(whole, (*parts, "log_scale"), encoder, weights.CLIP)
     write(folder, tensors, config)
     _write_processor(folder, encoder)
     tokenizer.save(folder)
@@ -369,7 +376,8 @@ def openai(
         )
     _check_clip(encoder)
     parts = tuple(p for p in params if not p.startswith("mlm_head/"))
-    tensors = _part(params, parts, encoder, weights.OPENAI)
+    whole = _with_scale(encoder, params)
+    tensors = _part(whole, (*parts, "log_scale"), encoder, weights.OPENAI)
     config = dict(
         embed_dim=model.embedding,
         quick_gelu=model.image.activation == "quick_gelu",

@@ -75,6 +75,9 @@ class Bert(nn.Module):
                 f"texts of {length} tokens; the text tower holds {self.positions}"
             )
         x = self.token_embedding(tokens)
+        # As in transformers, padding does not train its row of the table. That matters
+        # only where padding takes part in the maximum, as in the released recipe.
+        x = jnp.where(mask[..., None], x, jax.lax.stop_gradient(x))
         x = x + self.position_embedding(jnp.arange(length))
         x = x + self.type_embedding(jnp.zeros_like(tokens[:1]))
         x = self.embedding_dropout(self.embedding_norm(x), train)
