@@ -1,8 +1,8 @@
 """Claims on opening a model that was exported."""
 
 import numpy as np
+import rundirs
 
-import runs
 import unipt_jax
 from configs import export as config_of_export
 from unipt_jax import export, tree
@@ -14,8 +14,8 @@ def test_a_grid_with_as_many_patches_as_a_square_comes_back_as_it_was(
 ):
     # 8x2 patches are as many as 4x4: taken for those, they would be resized.
     tokenizer = tokenizers.load(persons / "tokenizer")
-    section = runs.section("vit_b16", image=dict(height=64, width=16))
-    params = runs.make_run(tmp_path / "run", section, tokenizer)
+    section = rundirs.section("vit_b16", image=dict(height=64, width=16))
+    params = rundirs.make_run(tmp_path / "run", section, tokenizer)
     config = config_of_export.get_config().unlock()
     config.model = str(tmp_path / "run")
     export.run(config, str(tmp_path / "export"))

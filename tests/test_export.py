@@ -16,9 +16,9 @@ import helpers
 import jobs
 import numpy as np
 import pytest
+import rundirs
 from PIL import Image
 
-import runs
 import unipt_jax
 from configs import export as export_config
 from unipt_jax import export
@@ -67,7 +67,7 @@ class Made:
         place = self.pairs if kind == "clip" else self.words
         folder = self.folder / f"run_{kind}"
         tokenizer = tokenizers.load(place)
-        runs.make_run(folder, runs.section(tower, **changes), tokenizer)
+        rundirs.make_run(folder, rundirs.section(tower, **changes), tokenizer)
         return folder
 
     @functools.cache  # noqa: B019

@@ -10,9 +10,9 @@ import foreign
 import helpers
 import numpy as np
 import pytest
+import rundirs
 import safetensors.numpy
 
-import runs
 import unipt_jax
 from configs import evaluate as evaluate_config
 from configs import export as export_config
@@ -55,7 +55,9 @@ class Made:
         tower, changes = KINDS[kind]
         folder = self.folder / f"run_{kind}"
         tokenizer = self.pairs if tower == "clip_b16" else self.words
-        runs.make_run(folder, runs.section(tower, **changes), open_tokenizer(tokenizer))
+        rundirs.make_run(
+            folder, rundirs.section(tower, **changes), open_tokenizer(tokenizer)
+        )
         return folder
 
     @functools.cache  # noqa: B019

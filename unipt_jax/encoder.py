@@ -176,7 +176,8 @@ def load(
         return _load_run(folder, str(checkpoint), mesh, dtype)
     if is_export(folder):
         return _load_export(folder, mesh, dtype)
-    if folder.is_dir() and not any((folder / file).exists() for file in sources.FILES):
+    weights = (*sources.FILES, *sources.SUFFIXES)
+    if folder.is_dir() and not any(f.name.endswith(weights) for f in folder.iterdir()):
         raise UserError(
             f"{folder} is no run directory (no config.json of ours there), no export, "
             f"and has no weights such as {sources.FILES[0]}; give the --workdir of a "
