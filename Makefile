@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test lint format clean
+.PHONY: quickstart test test-full lint format clean
 
 quickstart: STARTED := $(shell date +%s)
 quickstart: .venv/ready
@@ -11,6 +11,9 @@ quickstart: .venv/ready
 
 test: .venv/ready-for-tests lint
 	$(BIN)/python -m pytest
+
+test-full: .venv/ready-for-tests lint
+	$(BIN)/python -m pytest -m "full_size or not full_size"
 
 lint: .venv/ready-for-tests
 	$(BIN)/ruff check .

@@ -324,7 +324,7 @@ def quiet(path):
     return re.search("block_.*(out/kernel|bias)$", path)
 
 
-@pytest.mark.slow
+@pytest.mark.full_size
 def test_loss_and_every_gradient_at_base_size_equal_the_method_in_pytorch():
     config, size = exact("paper"), 30522
     model, objective = ours(config, size)

@@ -32,7 +32,7 @@ def test_two_steps_of_vit_and_bert(launcher, bert_vocabulary, tmp_path):
     assert "196,4" in output  # million parameters
 
 
-@pytest.mark.slow
+@pytest.mark.full_size
 def test_two_steps_of_clip_with_an_added_mask_token(
     launcher, clip_vocabulary, tmp_path
 ):
