@@ -15,7 +15,7 @@ from unipt_jax.data import tokenizers
 from unipt_jax.models import unipt
 
 torch, transformers = foreign.torch, foreign.transformers
-slow = pytest.mark.slow
+full_size = pytest.mark.full_size
 
 NEAR = 2e-5  # of twelve blocks of width 768, with features up to some 5
 CLIP_WORDS = dict(pad=49407, cls=49406, sep=49407)
@@ -66,7 +66,7 @@ def sizes(tower):
     return {k: getattr(tower, k) for k in ("features", "layers", "heads", "hidden")}
 
 
-@slow
+@full_size
 @pytest.mark.parametrize(
     ("tower", "kind"),
     [("vit_b16", "ViT"), ("deit_s16", "DeiT")],
@@ -83,7 +83,7 @@ def test_vit_and_deit_at_384x128_equal_transformers(tower, kind):
     assert_near(foreign.image_features(model, params, pixels), expected, NEAR)
 
 
-@slow
+@full_size
 def test_bert_base_equals_transformers_in_features_and_words():
     model = preset("vit_b16")
     config = foreign.bert_config(sizes(model.text), 512, 200)
@@ -107,7 +107,7 @@ def clip_inputs(model):
     return pixels, tokens, foreign.real(counts, 77)
 
 
-@slow
+@full_size
 @pytest.mark.parametrize("size", [(224, 224), (384, 128)])
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
 def test_clip_b16_equals_transformers(activation, size):
@@ -131,7 +131,7 @@ def test_clip_b16_equals_transformers(activation, size):
     assert_near(foreign.text_features(model, params, tokens), said, NEAR)
 
 
-@slow
+@full_size
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
 def test_clip_b16_by_openais_names_equals_torch_at_384x128(activation):
     ids = dict(pad=199, cls=198, sep=199)
@@ -161,7 +161,7 @@ def assert_written(params, layout, theirs, rest):
     same(written, state)
 
 
-@slow
+@full_size
 @pytest.mark.parametrize(
     ("name", "tower"),
     [
@@ -181,7 +181,7 @@ def test_timm_vit_at_384x128_equals_timm(name, tower):
     assert_written(params, weights.TIMM, theirs, r"^head")
 
 
-@slow
+@full_size
 @pytest.mark.parametrize(
     ("name", "activation"),
     [("ViT-B-16-quickgelu", "quick_gelu"), ("ViT-B-16", "gelu")],
