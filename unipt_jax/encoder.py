@@ -166,15 +166,16 @@ def load(
     """
     mesh = mesh or sharding.make_mesh(data=0, fsdp=1)
     folder = epath.Path(os.path.expanduser(name))
-    ours = is_run(folder) or is_export(folder)
-    if ours and (size is not None or fit != "squeeze" or activation):
+    run = is_run(folder)
+    export = not run and is_export(folder)
+    if (run or export) and (size is not None or fit != "squeeze" or activation):
         raise UserError(
             f"size, fit and activation are for CLIP weights as they come; {folder} says "
             "itself how it works, so leave them out"
         )
-    if is_run(folder):
+    if run:
         return _load_run(folder, str(checkpoint), mesh, dtype)
-    if is_export(folder):
+    if export:
         return _load_export(folder, mesh, dtype)
     weights = (*sources.FILES, *sources.SUFFIXES)
     if folder.is_dir() and not any(f.name.endswith(weights) for f in folder.iterdir()):
@@ -280,7 +281,7 @@ def _place(
 
     def put(key_path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         x = taken.params[tree.path_of(key_path)]
-        return jax.make_array_from_callback(x.shape, leaf.sharding, lambda i: x[i])
+        return sharding.place_array(x, leaf.sharding)
 
     return jax.tree_util.tree_map_with_path(put, abstract)
 

@@ -79,6 +79,13 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, BATCH)
 
 
+def place_array(value: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """An array that every process holds whole -> a global array, placed so."""
+    return jax.make_array_from_callback(
+        value.shape, sharding, lambda index: value[index]
+    )
+
+
 def local_rows(batch_size: int, mesh: Mesh) -> np.ndarray:
     """Which rows of the global batch this process's devices hold, in ascending order."""
     parts = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))

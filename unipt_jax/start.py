@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from unipt_jax import encoder, sources, transfer, tree, weights
+from unipt_jax import encoder, sharding, sources, transfer, tree, weights
 from unipt_jax.data import tokenizers
 from unipt_jax.errors import UserError
 from unipt_jax.models import unipt
@@ -130,9 +130,6 @@ def put(params: Any, found: Mapping[str, Taken]) -> Any:
         new = loaded.get(tree.path_of(key_path))
         if new is None:
             return leaf
-        new = np.asarray(new, leaf.dtype)
-        return jax.make_array_from_callback(
-            leaf.shape, leaf.sharding, lambda index: new[index]
-        )
+        return sharding.place_array(np.asarray(new, leaf.dtype), leaf.sharding)
 
     return jax.tree_util.tree_map_with_path(place, params)

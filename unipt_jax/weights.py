@@ -368,11 +368,6 @@ RELEASED = Layout(
     ),
     distillation="transformer.dist_token",
 )
-# What that code trains beside our model: CAE's decoder, its CLIP, unused ViLT heads.
-RELEASED_EXTRAS = (
-    r"^(clip|pooler|token_type_embeddings|itm_score|mpp_score|rank_output)\b",
-    r"^transformer\.(decoder|mask_token|fc_mask|fc_visual|norm_mask|norm_visual)",
-)
 
 
 def _their_name(path: str) -> str:
