@@ -270,7 +270,9 @@ def lower_name(parts: Mapping[str, str]) -> str:
     return f"{parts['lower_colour']} {parts['lower_type']}"
 
 
-def _draw_attributes(rng: np.random.Generator) -> dict[str, str]:
+def _draw_attributes(
+    rng: np.random.Generator, frequencies: Mapping[str, float]
+) -> dict[str, str]:
     gender, age = pick_weighted(rng, GENDERS), pick_weighted(rng, AGES)
     row = {"age": age, "gender": gender}
     row |= draw_upper(rng, gender) | draw_lower(rng, gender)
@@ -284,7 +286,7 @@ def _draw_attributes(rng: np.random.Generator) -> dict[str, str]:
     row["shoes"] = pick_weighted(rng, SHOES)
     row["shoes_colour"] = pick_weighted(rng, SHOE_COLOURS[row["shoes"]])
     for name in OPTIONAL:
-        has = rng.random() < FREQUENCIES[name]
+        has = rng.random() < frequencies[name]
         value = pick_weighted(rng, VALUES[name])
         colour = pick_weighted(rng, THING_COLOURS)
         if (
@@ -308,9 +310,11 @@ def _tint(
     return tuple(np.clip(np.asarray(rgb) + shift + hue, 8, 250).tolist())
 
 
-def draw_person(rng: np.random.Generator) -> Person:
-    """A new identity."""
-    row = _draw_attributes(rng)
+def draw_person(
+    rng: np.random.Generator, frequencies: Mapping[str, float] = FREQUENCIES
+) -> Person:
+    """A new identity. frequencies: the chance of each optional attribute."""
+    row = _draw_attributes(rng, frequencies)
     rgb = {
         name: _tint(rng, COLOURS[row[f"{name}_colour"] or "black"])
         for name in ("upper", "pattern", "lower", "shoes")

@@ -1,0 +1,268 @@
+"""Looks for bad English in what templates and phrases give.
+
+In: a lexicon. Out: the faults found, each with the template's file and line. Every template
+is filled with every phrase that it admits and every wording and synonym of each.
+
+    python -m unipt_jax.captions.check [FILE]
+"""
+
+import collections
+import dataclasses
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+
+from tqdm import tqdm
+
+from unipt_jax.captions import lexicon as lexicons
+from unipt_jax.captions.compose import Draws, Filling
+from unipt_jax.captions.lexicon import OPTIONAL, Lexicon, Phrase
+from unipt_jax.captions.templates import Template
+from unipt_jax.errors import UserError
+
+# English words that no rule of spelling tells apart.
+A_BEFORE = r"(?:uni|use|usu|eu|one\b|once)"
+AN_BEFORE = r"(?:hour|honest|heir)"
+FEMALE, MALE = {"she", "her", "hers", "herself"}, {"he", "his", "him", "himself"}
+RULES = tuple(
+    (re.compile(pattern), fault)
+    for pattern, fault in (
+        (r"[{}\[\]]", "a blank or bracket is not filled"),
+        (r"\s\s|^\s|\s$", "spaces too many"),
+        (r"\s[,.;:!?]", "a space before a mark"),
+        (r"[,;:.]\s*[,;:.]", "two marks in a row"),
+        (r"[,;:](?=\w)", "no space after a mark"),
+        (r"^[^A-Z]|[.!?]\s+[^A-Z]", "a sentence begins without a capital"),
+        (r"[^.]$", "the last sentence has no full stop"),
+        (r"(?i)\b([\w-]+)\s+\1\b", "a word twice in a row"),
+        (rf"(?i)\ba (?!{A_BEFORE})[aeiou]", "'a' before a vowel"),
+        (rf"(?i)\ban (?!{AN_BEFORE})[^aeiou]", "'an' before a consonant"),
+        (rf"(?i)\ban {A_BEFORE}", "'an' before the sound of 'you'"),
+        (
+            r"(?i)\b(?:a|an|the|his|her) (?:a|an|the|his|her)\b(?! (?:him|left))",
+            "two articles in a row",
+        ),
+        (r"(?i)\b(?:with|in|of|and|a|an|the|on)[.,;]", "a blank is empty"),
+    )
+)
+# A clause about a thing: its subject comes first, alone, and the verb must agree.
+SUBJECT = r"(?:^|[.;]\s+|, (?:and|while|whose) )(?:(?:the|his|her|a|an) )?"
+VERBS = {"is": "one", "has": "one", "looks": "one", "covers": "one", "goes": "one"}
+VERBS |= {"are": "many", "have": "many", "look": "many", "cover": "many", "go": "many"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """What is wrong, in which sentence, and where the template stands."""
+
+    where: str
+    what: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}: {self.text}"
+
+
+class Agreement:
+    """Finds subjects whose verb is of the other number, by the nouns of the lexicon."""
+
+    def __init__(self, words: Lexicon) -> None:
+        number: dict[str, str] = {}
+        for attribute in words.attributes.values():
+            if attribute.kind not in ("clothes", "thing", "hair"):
+                continue
+            for phrase in attribute.phrases:
+                for word in (w for slot in phrase.slots for w in slot):
+                    number.setdefault(word.split()[-1], phrase.number)
+        nouns = {
+            noun
+            for attribute in words.attributes.values()
+            if attribute.kind in ("clothes", "thing", "hair")
+            for phrase in attribute.phrases
+            for noun in self._nouns(phrase)
+        }
+        self.number = dict(nouns)
+        names = "|".join(
+            re.escape(n) for n in sorted(self.number, key=len, reverse=True)
+        )
+        # The subject is what stands before the verb with no other word class between.
+        self.pattern = re.compile(
+            rf"(?i){SUBJECT}(?P<before>(?:[\w-]+ ){{0,4}}?)(?P<noun>{names})"
+            rf"(?P<after>(?: with an? [\w ]*?)?) (?P<verb>{'|'.join(VERBS)})\b"
+        )
+        self.plain = set(re.findall(r"[\w-]+", " ".join(self._adjectives(words))))
+
+    @staticmethod
+    def _nouns(phrase: Phrase) -> Iterator[tuple[str, str]]:
+        nouns = phrase.slots
+        if phrase.attribute in ("upper", "lower") and phrase.slots:
+            nouns = tuple(s for s in phrase.slots[1:] if not s[0].startswith("with "))[
+                -1:
+            ]
+        for slot in nouns:
+            for word in slot:
+                yield word, phrase.number
+
+    @staticmethod
+    def _adjectives(words: Lexicon) -> Iterator[str]:
+        for name in ("upper", "lower"):
+            for phrase in words.attributes[name].phrases:
+                for slot in phrase.slots[:-1]:
+                    yield from slot
+
+    def faults(self, text: str) -> Iterator[str]:
+        """What disagrees in a text."""
+        for match in self.pattern.finditer(text):
+            before = re.findall(r"[\w-]+", match["before"].lower())
+            if any(word not in self.plain for word in before):
+                continue  # another noun is the subject
+            number = (
+                self.number.get(match["noun"]) or self.number[match["noun"].lower()]
+            )
+            wanted = VERBS[match["verb"].lower()]
+            if wanted != ("many" if number == "many" else "one"):
+                yield f"'{match['noun']} {match['verb']}'"
+
+
+def fillings(
+    words: Lexicon, template: Template
+) -> Iterator[tuple[dict[str, Phrase], Draws]]:
+    """Sets of phrases such that every phrase the template admits is in one of them.
+
+    With each go the draws for its wording; he and she come by chance.
+    """
+    choices: dict[str, list[Phrase]] = {}
+    for name, attribute in words.attributes.items():
+        if name in template.attributes:
+            choices[name] = [
+                phrase
+                for phrase in attribute.phrases
+                if phrase and template.attributes.isdisjoint(phrase.without)
+            ]
+        elif name not in OPTIONAL:
+            choices[name] = list(attribute.phrases[:1])
+    genders = words.attributes["gender"].phrases
+    for number in range(max(len(genders), *map(len, choices.values()))):
+        draws = Draws(0, template.source, number)
+        chosen = {name: rows[number % len(rows)] for name, rows in choices.items()}
+        chosen["gender"] = draws.pick(genders) if number > 1 else genders[number]
+        yield chosen, draws
+
+
+def fill(
+    template: Template, words: Lexicon, chosen: Mapping[str, Phrase], draws: Draws
+) -> str:
+    """The template's sentences with those phrases."""
+    filling = Filling(chosen, draws)
+    filling.agreeing = template.agreeing
+    return template.fill(filling.blank, lambda group: draws.pick(words.synonyms[group]))
+
+
+class First:
+    """Draws that always take what comes first."""
+
+    def below(self, n: int) -> int:
+        """n - 1: no pair where a noun comes as one now and then."""
+        return n - 1
+
+    def pick(self, items: Sequence):
+        """The first of the items."""
+        return items[0]
+
+
+def faults(self, text: str) -> Iterator[str]:
+    """What disagrees in a text."""
+    for match in self.pattern.finditer(text):
+        before = re.findall(r"[\w-]+", match["before"].lower())
+        if any(word not in self.plain for word in before):
+            continue  # another noun is the subject
+        number = self.number.get(match["noun"]) or self.number[match["noun"].lower()]
+        wanted = VERBS[match["verb"].lower()]
+        if wanted != ("many" if number == "many" else "one"):
+            yield f"'{match['noun']} {match['verb']}'"
+
+
+def fillings(
+    words: Lexicon, template: Template, pronoun: str
+) -> Iterator[dict[str, Phrase]]:
+    """Sets of phrases such that every phrase the template admits is in one of them."""
+    choices: dict[str, list[Phrase]] = {}
+    for name, attribute in words.attributes.items():
+        told = name in template.attributes
+        if name in OPTIONAL and not told:
+            continue
+        choices[name] = [
+            phrase
+            for phrase in attribute.phrases
+            if phrase
+            and not template.attributes & set(phrase.without)
+            and phrase.pronoun in ("", pronoun)
+        ]
+        if not told:
+            choices[name] = choices[name][:1]
+    for number in range(max(map(len, choices.values()))):
+        yield {name: rows[number % len(rows)] for name, rows in choices.items()}
+
+
+def fill(template: Template, words: Lexicon, chosen: Mapping, steps: Steps) -> str:
+    """The template's sentences with those phrases."""
+    filling = Filling(chosen, steps)
+    filling.agreeing = template.agreeing
+    return template.fill(filling.blank, lambda group: steps.pick(words.synonyms[group]))
+
+
+def faults(text: str, pronoun: str, agreement: Agreement) -> Iterator[str]:
+    """What is wrong with the English of a text about a he or a she."""
+    for pattern, fault in RULES:
+        if match := pattern.search(text):
+            yield f"{fault} ('{match[0].strip()}')"
+    said = set(re.findall(r"[a-z]+", text.lower()))
+    if other := said & (FEMALE if pronoun == "he" else MALE):
+        yield f"pronoun '{min(other)}' of a {pronoun}"
+    yield from (f"{pair} do not agree" for pair in agreement.faults(text))
+
+
+def check(words: Lexicon, progress: bool = True) -> list[Fault]:
+    """All faults, at most one of a kind for each template."""
+    agreement, found = Agreement(words), []
+    first: dict[str, Template] = {}
+    everything = [*words.templates, *(e for few in words.extras.values() for e in few)]
+    for template in tqdm(everything, desc="checking templates", disable=not progress):
+        seen = set()
+        for number, (chosen, draws) in enumerate(fillings(words, template)):
+            if number == 0:
+                text = fill(template, words, chosen, First())
+                same = first.setdefault(text.lower(), template)
+                if same is not template:
+                    twin = f"the same as {same.source.where} after filling"
+                    found.append(Fault(template.source.where, twin, text))
+            text = fill(template, words, chosen, draws)
+            for what in faults(text, chosen["gender"].pronoun, agreement):
+                kind = what.split("(")[0]
+                if kind not in seen:
+                    seen.add(kind)
+                    found.append(Fault(template.source.where, what, text))
+    used = collections.Counter(
+        p.name for t in everything for p in t.pieces if p.kind == "synonym"
+    )
+    for group in words.synonyms:
+        if not used[group]:
+            found.append(Fault("synonyms", f"no template uses [{group}]", group))
+    return found
+
+
+def main(argv: Sequence[str]) -> int:
+    """Checks our lexicon, or ours changed by a user's own file."""
+    try:
+        found = check(lexicons.read(argv[1] if len(argv) > 1 else ""))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for fault in found:
+        print(fault)
+    print(f"{len(found)} faults")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,370 @@
+"""What captions are made of: data files in; attributes, phrases and templates out.
+
+The files are `phrases.yaml`, `templates.yaml` and `synonyms.yaml` beside this one; a
+user's own file, with any of their sections, extends them or replaces parts of them.
+"""
+
+import dataclasses
+import itertools
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+
+from unipt_jax.captions import marked
+from unipt_jax.captions.marked import Table, Text, mistake
+from unipt_jax.captions.templates import Template, article, parse
+from unipt_jax.errors import UserError
+
+HERE = pathlib.Path(__file__).parent
+FILES = ("phrases.yaml", "templates.yaml", "synonyms.yaml")
+SECTIONS = ("prompts", "attributes", "templates", "extras", "synonyms", "replace")
+KINDS = ("age", "gender", "clothes", "action", "hair", "thing")
+NUMBERS = ("one", "many", "mass")
+PRONOUNS = {"he": ("he", "his", "him"), "she": ("she", "her", "her")}
+REQUIRED = ("age", "gender", "upper", "lower", "action", "hair")
+OPTIONAL = (
+    "bag",
+    "glasses",
+    "smoke",
+    "hat",
+    "cellphone",
+    "umbrella",
+    "gloves",
+    "vehicle",
+)
+_PHRASE = ("words", "asked", "is", "nouns", "pronoun", "number", "verbs", "without")
+
+
+@dataclasses.dataclass(frozen=True)
+class Phrase:
+    """One meaning that an attribute can have, and the ways to say it.
+
+    value: its name, "" for "there is none". text: what stands for it in evidence, and in
+    its prompts, unless those have it `asked` otherwise. facts: what it says, by name, to compare with what is known of a person.
+    slots: one after the other, each a choice of words, make it in full. number: of the
+    noun. predicate: what may follow "is" (age), or a clause (hair). finite: of a verb,
+    beside each of its words. nouns: what a gender is called at that age, by pronoun.
+    without: attributes that a template must not have beside it.
+    """
+
+    attribute: str
+    value: str
+    text: str
+    facts: Mapping[str, str]
+    prompts: tuple[str, ...]
+    slots: tuple[tuple[str, ...], ...] = ()
+    number: str = "one"
+    predicate: tuple[str, ...] = ()
+    finite: tuple[str, ...] = ()
+    nouns: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    pronoun: str = ""
+    without: tuple[str, ...] = ()
+    colour: bool = False  # whether the first slot is one
+    asked: str = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Attribute:
+    """One of the 14. phrases: in the order of the files, which also breaks ties."""
+
+    name: str
+    kind: str
+    phrases: tuple[Phrase, ...]
+
+    @property
+    def optional(self) -> bool:
+        """True for one that a person may lack."""
+        return self.name in OPTIONAL
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Lexicon:
+    """All that captions are made of.
+
+    attributes: by name, required ones first. templates: in their order. extras:
+    sentences that tell of an optional attribute which a template does not. synonyms:
+    group -> its words.
+    """
+
+    attributes: Mapping[str, Attribute]
+    templates: tuple[Template, ...]
+    extras: Mapping[str, tuple[Template, ...]]
+    synonyms: Mapping[str, tuple[str, ...]]
+
+    known: dict = dataclasses.field(default_factory=dict, repr=False)
+
+    def admitted(self, found: frozenset, without: frozenset) -> tuple[int, ...]:
+        """Numbers of the templates for a person with just those optional attributes.
+
+        without: attributes that a template must not tell of.
+        """
+        if (found, without) not in self.known:
+            self.known[found, without] = tuple(
+                number
+                for number, template in enumerate(self.templates)
+                if template.attributes.isdisjoint(without)
+                and template.attributes & set(OPTIONAL) <= found
+            )
+        return self.known[found, without]
+
+
+def read(own: str | os.PathLike = "", prompts: str = "first") -> Lexicon:
+    """The lexicon of the house, changed as a user's own file says.
+
+    own: that file, "" for none. Its sections extend ours: a phrase of the same name
+    takes our phrase's place, templates are added; what `replace: [...]` names
+    (attributes, or templates, extras, synonyms, prompts) begins empty instead.
+    prompts: "first" or "all" of those that each attribute lists.
+    Raises UserError with file, line and remedy for a mistake in it.
+    """
+    if prompts not in ("first", "all"):
+        raise UserError(f"prompts '{prompts}' is not one of first, all")
+    parts = [marked.read(HERE / name) for name in FILES]
+    if own:
+        parts.append(marked.read(own))
+    whole = _merge(parts)
+    common = marked.texts(whole["prompts"])
+    attributes = {
+        name: _attribute(name, whole["attributes"][name], common, prompts)
+        for name in (*REQUIRED, *OPTIONAL)
+    }
+    synonyms = {
+        group: marked.texts(words) for group, words in whole["synonyms"].items()
+    }
+    extras = {
+        name: tuple(parse(t, attributes, synonyms) for t in marked.texts(sentences))
+        for name, sentences in whole["extras"].items()
+    }
+    for name in OPTIONAL:
+        for extra in extras.get(name, ()):
+            if extra.attributes & set(OPTIONAL) != {name}:
+                raise mistake(
+                    extra.source,
+                    f"'{extra.source}' is no sentence about '{name}' alone",
+                    f"let it have {{{name}}} and no other optional attribute",
+                )
+        if not extras.get(name):
+            raise mistake(
+                whole["extras"], f"no sentence for '{name}'", "write one or more"
+            )
+    templates = tuple(
+        parse(t, attributes, synonyms) for t in marked.texts(whole["templates"])
+    )
+    bare = {frozenset(t.attributes & set(OPTIONAL)) for t in templates}
+    if frozenset() not in bare:
+        raise mistake(
+            whole["templates"],
+            "no template does without the optional attributes",
+            "write one that has only required ones, for a person who carries nothing",
+        )
+    return Lexicon(attributes, templates, extras, synonyms)
+
+
+def _merge(parts: list[Table]) -> Table:
+    """The sections of all files, the later ones laid over the earlier ones."""
+    whole = Table(attributes=Table(), extras=Table(), synonyms=Table())
+    whole |= {"templates": marked.Items(), "prompts": marked.Items()}
+    for part in parts:
+        marked.table(part, SECTIONS)
+        for name in marked.texts(part["replace"]) if "replace" in part else ():
+            marked.one_of(name, (*SECTIONS[:-1], *REQUIRED, *OPTIONAL))
+            if name in whole:
+                whole[name] = type(whole[name])()
+            else:
+                whole["attributes"].pop(name, None)
+        for section, value in part.items():
+            if section == "templates":
+                marked.texts(value)
+                whole[section].extend(value)
+                whole[section].where = value.where
+            elif section == "prompts":
+                whole[section] = value
+            elif section != "replace":
+                _overlay(whole[section], marked.table(value), section == "extras")
+    return whole
+
+
+def _overlay(under: Table, over: Table, lists: bool = False) -> None:
+    """Lays one mapping over another, name by name, to any depth."""
+    under.where = getattr(over, "where", "")
+    for key, value in over.items():
+        there = under.get(key)
+        if isinstance(there, Table) and isinstance(value, Table):
+            fresh = Table(there)
+            _overlay(fresh, value)
+            under[key] = fresh
+        elif lists and isinstance(there, marked.Items):
+            marked.texts(value)
+            joined = marked.Items([*there, *value])
+            joined.where = value.where
+            under[key] = joined
+        else:
+            under.pop(key, None)  # so that the key's own line is the new one
+            under[key] = value
+
+
+def _attribute(
+    name: str, entry: Table | None, common: tuple[Text, ...], prompts: str
+) -> Attribute:
+    if entry is None:
+        raise mistake(None, f"attribute '{name}' has no phrases", "write some")
+    known = ("kind", "says", "prompts", "absent", "phrases")
+    known += ("colours", "patterns", "garments")
+    marked.table(entry, known)
+    for field in ("kind",):
+        if field not in entry:
+            raise mistake(entry, f"'{name}' has no {field}", f"write `{field}:` in it")
+    kind = marked.one_of(entry["kind"], KINDS)
+    asked = marked.texts(entry["prompts"]) if "prompts" in entry else common
+    asked = asked[:1] if prompts == "first" else asked
+    says = marked.text(entry.get("says", Text(f"{{{name}}}")))
+    if kind == "clothes":
+        drafts = list(_clothes(name, entry))
+    else:
+        rows = marked.table(entry.get("phrases", Text("")))
+        drafts = [_phrase(name, kind, value, row) for value, row in rows.items()]
+    if not drafts:
+        raise mistake(entry, f"'{name}' has no phrases", "write one or more")
+    phrases = [
+        dataclasses.replace(d, prompts=_prompts(asked, says, name, d.asked or d.text))
+        for d in drafts
+    ]
+    if name in OPTIONAL:
+        if "absent" not in entry:
+            raise mistake(
+                entry,
+                f"'{name}' does not say how a person without it is told",
+                "write `absent:` with one or more, such as [without a bag]",
+            )
+        for fragment in marked.texts(entry["absent"]):
+            texts = tuple(_fill_prompt(p, fragment) for p in asked)
+            phrases.append(Phrase(name, "", "", {name: ""}, texts))
+    return Attribute(name, str(kind), tuple(phrases))
+
+
+def _prompts(asked, says: Text, name: str, text: str) -> tuple[str, ...]:
+    if f"{{{name}}}" not in says:
+        raise mistake(says, f"'{says}' has no {{{name}}}", "write it where it belongs")
+    return tuple(_fill_prompt(p, says.replace(f"{{{name}}}", text)) for p in asked)
+
+
+def _fill_prompt(prompt: Text, fragment: str) -> str:
+    for blank, words in (("{says}", fragment), ("{a says}", article(fragment))):
+        if blank in prompt:
+            return prompt.replace(blank, words)
+    raise mistake(
+        prompt, f"the prompt '{prompt}' has no {{says}}", "write it where it belongs"
+    )
+
+
+def _words(row: Table, field: str = "words") -> tuple[str, ...]:
+    if field not in row:
+        raise mistake(row, f"no {field}", f"write `{field}: [...]`")
+    return tuple(str(word) for word in marked.texts(row[field]))
+
+
+def _phrase(name: str, kind: str, value: Text, row: Table) -> Phrase:
+    """A phrase of an attribute that is not clothes."""
+    marked.table(row, _PHRASE)
+    allowed = {
+        "age": ("words", "is", "nouns"),
+        "gender": ("words", "pronoun"),
+        "action": ("verbs",),
+        "hair": ("words", "is", "number"),
+        "thing": ("words", "number"),
+    }[kind]
+    for field in row:
+        if field not in (*allowed, "asked", "without"):
+            raise mistake(
+                field,
+                f"'{field}' is not for a phrase of kind {kind}",
+                f"write {', '.join(allowed)}",
+            )
+    more: dict = {"without": _without(row)}
+    if kind == "action":
+        verbs = marked.table(row.get("verbs", Text("")))
+        if not verbs:
+            raise mistake(row, f"'{value}' has no verbs", "write walking: walks")
+        words = tuple(str(verb) for verb in verbs)
+        more["finite"] = tuple(str(marked.text(verb)) for verb in verbs.values())
+    else:
+        words = _words(row)
+    if kind in ("age", "hair"):
+        more["predicate"] = _words(row, "is")
+    if kind in ("hair", "thing"):
+        more["number"] = _number(row)
+    if kind == "gender":
+        if "pronoun" not in row:
+            raise mistake(
+                row, f"'{value}' has no pronoun", "write `pronoun: he` or she"
+            )
+        more["pronoun"] = str(marked.one_of(row["pronoun"], tuple(PRONOUNS)))
+    if kind == "age" and "nouns" in row:
+        nouns = marked.table(row["nouns"], tuple(PRONOUNS))
+        more["nouns"] = {
+            str(k): tuple(map(str, marked.texts(v))) for k, v in nouns.items()
+        }
+    if "asked" in row:
+        more["asked"] = str(marked.text(row["asked"]))
+    text = words[0]
+    if more.get("number") == "one":
+        text = article(text)
+    facts = {name: str(value)}
+    return Phrase(name, str(value), text, facts, (), (words,), **more)
+
+
+def _number(row: Table) -> str:
+    return str(marked.one_of(row.get("number", Text("one")), NUMBERS))
+
+
+def _without(row: Table) -> tuple[str, ...]:
+    if "without" not in row:
+        return ()
+    names = marked.texts(row["without"])
+    return tuple(str(marked.one_of(n, (*REQUIRED, *OPTIONAL))) for n in names)
+
+
+def _clothes(name: str, entry: Table) -> Iterator[Phrase]:
+    """Colour x pattern x garment."""
+    for field in ("colours", "patterns", "garments"):
+        if field not in entry:
+            raise mistake(entry, f"'{name}' has no {field}", f"write `{field}:` in it")
+    colours = marked.table(entry["colours"])
+    patterns = marked.table(entry["patterns"])
+    for garment, row in marked.table(entry["garments"]).items():
+        marked.table(row, ("words", "number", "colours", "patterns", "without"))
+        allowed = []
+        for field, known in (("colours", colours), ("patterns", patterns)):
+            names = marked.texts(row[field]) if field in row else tuple(known)
+            allowed.append([marked.one_of(n, tuple(known)) for n in names])
+        for pattern, colour in itertools.product(allowed[1], allowed[0]):
+            ways = marked.table(patterns[pattern], ("before", "after"))
+            before, after = (
+                (_words(ways, side),) if side in ways else ()
+                for side in ("before", "after")
+            )
+            slots = (_listed(colours[colour]), *before, _words(row), *after)
+            text = " ".join(slot[0] for slot in slots)
+            value = " ".join((colour, *(pattern,) * (pattern != "plain"), garment))
+            yield Phrase(
+                attribute=name,
+                value=value,
+                text=article(text) if _number(row) == "one" else text,
+                facts={
+                    f"{name}_colour": str(colour),
+                    f"{name}_pattern": str(pattern),
+                    f"{name}_type": str(garment),
+                },
+                prompts=(),
+                slots=slots,
+                number=_number(row),
+                without=_without(row),
+                colour=True,
+            )
+
+
+def _listed(value) -> tuple[str, ...]:
+    return tuple(str(word) for word in marked.texts(value))
