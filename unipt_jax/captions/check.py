@@ -170,47 +170,6 @@ class First:
         return items[0]
 
 
-def faults(self, text: str) -> Iterator[str]:
-    """What disagrees in a text."""
-    for match in self.pattern.finditer(text):
-        before = re.findall(r"[\w-]+", match["before"].lower())
-        if any(word not in self.plain for word in before):
-            continue  # another noun is the subject
-        number = self.number.get(match["noun"]) or self.number[match["noun"].lower()]
-        wanted = VERBS[match["verb"].lower()]
-        if wanted != ("many" if number == "many" else "one"):
-            yield f"'{match['noun']} {match['verb']}'"
-
-
-def fillings(
-    words: Lexicon, template: Template, pronoun: str
-) -> Iterator[dict[str, Phrase]]:
-    """Sets of phrases such that every phrase the template admits is in one of them."""
-    choices: dict[str, list[Phrase]] = {}
-    for name, attribute in words.attributes.items():
-        told = name in template.attributes
-        if name in OPTIONAL and not told:
-            continue
-        choices[name] = [
-            phrase
-            for phrase in attribute.phrases
-            if phrase
-            and not template.attributes & set(phrase.without)
-            and phrase.pronoun in ("", pronoun)
-        ]
-        if not told:
-            choices[name] = choices[name][:1]
-    for number in range(max(map(len, choices.values()))):
-        yield {name: rows[number % len(rows)] for name, rows in choices.items()}
-
-
-def fill(template: Template, words: Lexicon, chosen: Mapping, steps: Steps) -> str:
-    """The template's sentences with those phrases."""
-    filling = Filling(chosen, steps)
-    filling.agreeing = template.agreeing
-    return template.fill(filling.blank, lambda group: steps.pick(words.synonyms[group]))
-
-
 def faults(text: str, pronoun: str, agreement: Agreement) -> Iterator[str]:
     """What is wrong with the English of a text about a he or a she."""
     for pattern, fault in RULES:
