@@ -241,7 +241,7 @@ def write(folder: pathlib.Path, model, params, tokenizer) -> None:
     arrays = {path: np.asarray(x) for path, x in tree.flatten(params).items()}
     layout = weights.ours_in_torch(arrays)
     tensors, _ = transfer.to_theirs(arrays, layout, model.image.patch)
-    small = {k: np.ascontiguousarray(v.astype(np.float16)) for k, v in tensors.items()}
+    small = {k: np.array(v, np.float16, order="C") for k, v in tensors.items()}
     save_file(small, folder / "model.safetensors")
     ids = {name: getattr(tokenizer, name) for name in ("pad", "cls", "sep")}
     config = {

@@ -123,7 +123,8 @@ def pixel_options(pixels: Any) -> dict[str, tuple[float, ...]]:
 def is_run(folder: epath.Path) -> bool:
     """True for a run directory: one that a training job wrote."""
     file = folder / "config.json"
-    return file.exists() and "job" in _config(file)
+    config = _config(file) if file.exists() else {}
+    return "job" in config and isinstance(config.get("model"), dict)
 
 
 def is_export(folder: epath.Path) -> bool:

@@ -5,7 +5,6 @@ match is the same identity, as the field counts.
 """
 
 import dataclasses
-import json
 import os
 import time
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ import numpy as np
 from etils import epath
 
 from unipt_jax import encoder as encoders
-from unipt_jax import page, ranking, report, sharding
+from unipt_jax import page, ranking, report, rundir, sharding
 from unipt_jax.data import images, pipeline
 from unipt_jax.data.records import UNKNOWN, PersonRecord, Records
 from unipt_jax.encoder import Encoder
@@ -128,11 +127,8 @@ def write_results(
         return
     workdir = epath.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(results, indent=2)
-    for file, content in (("evaluation.json", text), ("report.html", html)):
-        partial = workdir / f"{file}.partial"
-        partial.write_text(content)
-        partial.replace(workdir / file)
+    rundir.write_json(workdir / "evaluation.json", results)
+    rundir.write_text(workdir / "report.html", html)
 
 
 def report_page(

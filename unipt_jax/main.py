@@ -14,12 +14,14 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from unipt_jax import evaluate, export, host, train
+from unipt_jax.captions import generate
 from unipt_jax.errors import Stopped, UserError, explain_os_error
 
 JOBS: dict[str, Callable[[Any, str], None]] = {
     "pretrain": train.pretrain,
     "evaluate": evaluate.run,
     "export": export.run,
+    "caption": generate.run,
 }
 
 config_flags.DEFINE_config_file("config", None, "a file of configs/, with its variant")

@@ -7,13 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
+import matplotlib
 from matplotlib.figure import Figure
 
-TEMPLATE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
-<meta name="viewport" content="width=device-width">
-<style>
- body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem;
+STYLE = """ body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem;
         padding: 0 1rem; color: #222; }
  h1 { font-size: 1.5rem; margin-bottom: 0 } .sub { color: #666; margin-top: .2rem }
  table { border-collapse: collapse } th, td { padding: .3rem .9rem; text-align: right;
@@ -23,7 +20,12 @@ TEMPLATE = """<!doctype html>
  figure img { height: 9rem; border: 3px solid #c33; border-radius: 4px }
  figure.right img { border-color: #292 } q { font-style: italic }
  .curves svg { max-width: 100%; height: auto }
-</style></head><body>
+"""
+TEMPLATE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
+<meta name="viewport" content="width=device-width">
+<style>
+{{ style }}</style></head><body>
 <h1>{{ title }}</h1><p class="sub">{{ subtitle }}</p>
 <table><tr>{% for name in figures %}<th>{{ name }}</th>{% endfor %}</tr>
 <tr>{% for value in figures.values() %}<td>{{ value }}</td>{% endfor %}</tr></table>
@@ -67,6 +69,16 @@ class Gallery:
     pictures: Sequence[Picture]
 
 
+def svg(figure: Figure) -> str:
+    """A figure as a page can hold it."""
+    out = io.StringIO()
+    # No date and fixed ids: the same figure gives the same text.
+    with matplotlib.rc_context({"svg.hashsalt": "unipt_jax"}):
+        figure.savefig(out, format="svg", bbox_inches="tight", metadata={"Date": None})
+    text = out.getvalue()
+    return text[text.index("<svg") :]
+
+
 def curves(rows: Sequence[Mapping[str, Any]]) -> str:
     """The losses and the validation figures of metrics.jsonl as an SVG, or ""."""
     panels = [
@@ -91,10 +103,7 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> str:
         axis.set_xlabel("step")
         axis.legend(frameon=False)
         axis.spines[["top", "right"]].set_visible(False)
-    out = io.StringIO()
-    figure.savefig(out, format="svg", bbox_inches="tight")
-    svg = out.getvalue()
-    return svg[svg.index("<svg") :]
+    return svg(figure)
 
 
 def render(
@@ -109,6 +118,7 @@ def render(
     shown = {k: f"{v:.2f}" if isinstance(v, float) else v for k, v in figures.items()}
     template = jinja2.Environment(autoescape=True).from_string(TEMPLATE)
     return template.render(
+        style=STYLE,
         title=title,
         subtitle=subtitle,
         figures=shown,

@@ -39,6 +39,17 @@ def make_mesh(*, data: int, fsdp: int) -> Mesh:
     )
 
 
+def local_mesh() -> Mesh:
+    """A mesh over the devices of this process alone, for work that needs no other."""
+    devices = jax.local_devices()
+    return jax.make_mesh(
+        (len(devices), 1),
+        ("data", "fsdp"),
+        axis_types=(AxisType.Auto,) * 2,
+        devices=devices,
+    )
+
+
 def check_batch(name: str, size: int, mesh: Mesh) -> None:
     """Raises UserError unless the devices can share a batch of `size` evenly."""
     if size < 1 or size % mesh.size:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import math
 import signal
 import time
@@ -16,7 +15,16 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from unipt_jax import encoder as encoders
-from unipt_jax import evaluate, objectives, optim, ranking, report, sharding, start
+from unipt_jax import (
+    evaluate,
+    objectives,
+    optim,
+    ranking,
+    report,
+    rundir,
+    sharding,
+    start,
+)
 from unipt_jax.checkpoint import Checkpoints
 from unipt_jax.data import pipeline, tokenizers
 from unipt_jax.data.records import CaptionRecord, PersonRecord, Records
@@ -65,7 +73,9 @@ def pretrain(config: Any, workdir: str) -> None:
         found = start.read(config.init, model, tokenizer, extend=extend)
     batches = open_batches(config, tokenizer, mesh)
     steps = config.steps or config.epochs * len(batches) // config.batch_size
-    workdir = open_workdir(config, workdir, tokenizer)
+    workdir = rundir.open_workdir(config, workdir, harmless=HARMLESS)
+    if jax.process_index() == 0 and not (workdir / "tokenizer").exists():
+        tokenizer.save(workdir / "tokenizer")
     lines = {} if resumes else start.choices(found)
     announce(config, model, tokenizer, batches, steps, mesh, lines)
     fit(config, workdir, model, objective, batches, tokenizer, steps, mesh, found)
@@ -94,55 +104,6 @@ def open_batches(
         cache=data.cache,
         progress=jax.process_index() == 0,
     )
-
-
-def open_workdir(
-    config: Any, workdir: str, tokenizer: tokenizers.Tokenizer
-) -> epath.Path:
-    """Makes the run directory, or checks that it is of a run with the same config."""
-    folder = epath.Path(workdir)
-    file = folder / "config.json"
-    wanted = json.loads(config.to_json_best_effort())
-    if file.exists():
-        _check_same(json.loads(file.read_text()), wanted, file)
-    if jax.process_index() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / "tokenizer").exists():
-            tokenizer.save(folder / "tokenizer")
-        partial = folder / "config.json.partial"
-        partial.write_text(json.dumps(wanted, indent=2))
-        partial.replace(file)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("workdir")
-        if not file.exists():
-            raise UserError(
-                f"process {jax.process_index()} does not see {file}; --workdir must be "
-                "one folder that all processes share"
-            )
-    return folder
-
-
-def _check_same(before: dict, now: dict, file: epath.Path) -> None:
-    def flat(values: dict, prefix: str = "") -> dict[str, Any]:
-        out = {}
-        for key, value in values.items():
-            path = f"{prefix}{key}"
-            nested = isinstance(value, dict)
-            out |= flat(value, f"{path}.") if nested else {path: value}
-        return out
-
-    old, new = flat(before), flat(now)
-    differ = [
-        f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-        and not any(key == name or key.startswith(f"{name}.") for name in HARMLESS)
-    ]
-    if differ:
-        raise UserError(
-            f"{file} is of a run with another config ({'; '.join(differ)}); use another "
-            "--workdir, or the same config"
-        )
 
 
 def announce(config, model, tokenizer, batches, steps, mesh, more) -> None:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from unipt_jax.errors import UserError
 
+NAME = "records"  # what the files of a set begin with
 UNKNOWN = -1  # the person id and label of an image whose identity is not known
 
 
@@ -50,7 +51,8 @@ class CaptionRecord:
     evidence: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def _features(kind: type) -> tfds.features.FeaturesDict:
+def features(kind: type) -> tfds.features.FeaturesDict:
+    """How TFDS stores records of that kind."""
     text = tfds.features.Text
     captions = tfds.features.Sequence(text())
     if kind is CaptionRecord:
@@ -73,7 +75,8 @@ def _features(kind: type) -> tfds.features.FeaturesDict:
 _JSON_FIELDS = ("attributes", "evidence")
 
 
-def _encode(record: PersonRecord | CaptionRecord) -> dict[str, Any]:
+def encode(record: PersonRecord | CaptionRecord) -> dict[str, Any]:
+    """A record as TFDS takes it, by the names of `features`."""
     row = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
     row["captions"] = list(row["captions"])
     for name in _JSON_FIELDS:
@@ -102,7 +105,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
     """Hands ready records to TFDS; the order written is the order read."""
 
     VERSION = tfds.core.Version("1.0.0")
-    name = "records"
+    name = NAME
 
     def __init__(self, *, kind: type, splits: Mapping, metadata: Mapping, **kwargs):
         self._kind, self._records, self._extra = kind, splits, dict(metadata)
@@ -111,7 +114,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
-            features=_features(self._kind),
+            features=features(self._kind),
             metadata=tfds.core.MetadataDict(self._extra),
             disable_shuffling=True,
         )
@@ -122,7 +125,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, split: str) -> Iterable:
         progress = tqdm(self._records[split], desc=f"writing {split}", unit=" records")
         for index, record in enumerate(progress):
-            yield index, _encode(record)
+            yield index, encode(record)
 
 
 def write_set(
@@ -166,6 +169,35 @@ def write_set(
         partial.rename(folder)
     finally:
         partial.rmtree(missing_ok=True)
+
+
+def describe(
+    folder: str | os.PathLike,
+    kind: type,
+    splits: Mapping[str, tuple[Sequence[int], int]],
+    metadata: Mapping[str, Any],
+) -> None:
+    """Writes what makes a folder of shards a set, of which it says how long they are.
+
+    splits: split name -> the number of records in each of its shards, and its bytes.
+    """
+    builder = _Builder(
+        kind=kind,
+        splits={},
+        metadata=metadata,
+        data_dir=str(folder),
+        file_format="array_record",
+    )
+    described = tfds.core.SplitDict(
+        [
+            tfds.core.SplitInfo(name=name, shard_lengths=list(lengths), num_bytes=size)
+            for name, (lengths, size) in splits.items()
+        ]
+    )
+    builder.info.set_splits(described)
+    folder = epath.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    builder.info.write_to_directory(folder)
 
 
 def metadata(folder: str | os.PathLike) -> dict[str, Any]:

@@ -1,0 +1,86 @@
+"""A record set written shard by shard: each appears whole, the set when all are there.
+
+For jobs that take days: what is killed goes on with the first shard that is missing, and
+processes write side by side.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import tensorflow_datasets as tfds
+from array_record.python import array_record_module
+from etils import epath
+
+from unipt_jax.data import records
+
+INFO = "dataset_info.json"  # written last: a set without it is not there yet
+
+
+class ShardedSet:
+    """One split in so many files, in the order of the shards.
+
+    Local folders alone: an ArrayRecord file is written by C++ code that knows no other.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike, kind: type, split: str, shards: int
+    ) -> None:
+        """kind: `PersonRecord` or `CaptionRecord`. shards: how many there will be."""
+        self.folder, self.kind, self.split = epath.Path(folder), kind, split
+        self.shards = shards
+
+    def file(self, shard: int) -> epath.Path:
+        """Where a shard lies."""
+        name = f"{records.NAME}-{self.split}.array_record"
+        return self.folder / f"{name}-{shard:05d}-of-{self.shards:05d}"
+
+    def done(self, shard: int) -> bool:
+        """Whether a shard is written."""
+        return self.file(shard).exists()
+
+    @property
+    def complete(self) -> bool:
+        """Whether the set is there, all of it."""
+        return (self.folder / INFO).exists()
+
+    def write(self, shard: int, rows: Iterable) -> None:
+        """Writes a shard, or nothing."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        features = records.features(self.kind)
+        serialise = tfds.core.example_serializer.ExampleSerializer(
+            features.get_serialized_info()
+        ).serialize_example
+        file = self.file(shard)
+        partial = file.with_name(f"{file.name}.partial")
+        writer = array_record_module.ArrayRecordWriter(
+            os.fspath(partial), "group_size:1"
+        )
+        for row in rows:
+            writer.write(serialise(features.encode_example(records.encode(row))))
+        writer.close()
+        partial.replace(file)
+
+    def lengths(self) -> list[int]:
+        """Records in each shard."""
+        count = []
+        for shard in range(self.shards):
+            reader = array_record_module.ArrayRecordReader(os.fspath(self.file(shard)))
+            count.append(reader.num_records())
+            reader.close()
+        return count
+
+    def finish(self, metadata: Mapping[str, Any]) -> None:
+        """Describes the set, which makes it one: all shards must be written.
+
+        metadata: JSON values, read back by `records.metadata`.
+        """
+        size = sum(self.file(shard).stat().length for shard in range(self.shards))
+        partial = self.folder / f"{INFO}.partial"
+        partial.rmtree(missing_ok=True)
+        records.describe(
+            partial, self.kind, {self.split: (self.lengths(), size)}, metadata
+        )
+        for file in sorted(partial.iterdir(), key=lambda file: file.name == INFO):
+            file.replace(self.folder / file.name)
+        partial.rmtree()
