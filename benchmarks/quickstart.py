@@ -1,4 +1,4 @@
-"""The whole path on the embedded persons: data, training, evaluation, marks to beat.
+"""The whole path on the embedded persons: data, captions, training, marks to beat.
 
 Each stage is a command that a user would type; it is shown before it runs. The last
 line is `quickstart: direct=.. finetuned=.. scratch=.. ridge=.. oracle=.. gallery=..
@@ -39,18 +39,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--started", type=float, default=time.time(), help="epoch, s")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    run = RUNS / "pretrain"
+    run, captions = RUNS / "pretrain", RUNS / "captions"
     command("data_prep.build", "synthetic", "--out", str(DATA))
+    command(
+        "unipt_jax.main",
+        "--config=configs/caption.py:quickstart",
+        f"--workdir={captions}",
+    )
     command(
         "unipt_jax.main",
         "--config=configs/pretrain.py:quickstart",
         f"--config.seed={args.seed}",
+        f"--config.data.captions={captions}",
         f"--workdir={run}",
     )
-    output = command("benchmarks.marks", "--records", str(DATA), capture=True)
+    output = command(
+        *("benchmarks.marks", "--records", str(DATA), "--captions", str(captions)),
+        capture=True,
+    )
     marks = json.loads(output.splitlines()[-1])
     figures = json.loads((run / "evaluation.json").read_text())["synthetic/test"]
-    print(f"\nreport: {run}/report.html (open it in a browser)")
+    print(f"\nreports, for a browser: {captions}/report.html, {run}/report.html")
     print(
         f"quickstart: direct={figures['rank1']:.1f} finetuned=- scratch=- "
         f"ridge={marks['ridge']:.1f} oracle={marks['oracle']:.1f} "

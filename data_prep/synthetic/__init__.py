@@ -89,7 +89,9 @@ def captions(shot: Shot) -> tuple[str, ...]:
 
 def pseudo_record(shot: Shot) -> CaptionRecord:
     """What a caption generator would say of the image, with its mistakes."""
-    caption, evidence = pseudo.pseudo_caption(shot.attributes, seed=(*shot.key, 4))
+    caption, evidence = pseudo.pseudo_caption(
+        shot.attributes, seed=shot.key[0], image_id=shot.image_id
+    )
     return CaptionRecord(shot.image_id, (caption,), evidence)
 
 

@@ -83,7 +83,11 @@ class Findings:
 
 
 class Judge:
-    """Decides about batches of images. A batch is so many images a device, always."""
+    """Decides about batches of images. A batch is so many images a device, always.
+
+    prompts: (phrases of all attributes, P) unit vectors. spans: of each attribute where
+    its phrases begin and end, and how many of them say that a thing is there.
+    """
 
     def __init__(self, encoder: Encoder, lexicon: Lexicon, per_device: int) -> None:
         self.encoder, self.attributes = encoder, tuple(lexicon.attributes.values())
@@ -93,10 +97,10 @@ class Judge:
             told = sum(bool(phrase) for phrase in attribute.phrases)
             spans.append((end, end + len(attribute.phrases), told))
             end += len(attribute.phrases)
-        self._spans = tuple(spans)
+        self.spans = tuple(spans)
         everything = [phrase for a in self.attributes for phrase in a.phrases]
         prompts = embed_prompts(encoder, everything)
-        self._prompts = jax.device_put(prompts, sharding.replicated(encoder.mesh))
+        self.prompts = jax.device_put(prompts, sharding.replicated(encoder.mesh))
         self._split = sharding.batch_sharding(encoder.mesh)
 
     def start(self, pixels: np.ndarray) -> tuple[jax.Array, jax.Array]:
@@ -105,11 +109,11 @@ class Judge:
         return _decide(
             encoder.params,
             jax.device_put(pixels, self._split),
-            self._prompts,
+            self.prompts,
             model=encoder.model,
             mean=encoder.mean,
             std=encoder.std,
-            spans=self._spans,
+            spans=self.spans,
             out=self._split,
         )
 
