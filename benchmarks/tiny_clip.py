@@ -16,7 +16,7 @@ import json
 import multiprocessing
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -43,8 +43,7 @@ FREQUENCIES = {
     "vehicle": 0.2,
 }
 CANDIDATES = {"upper": 112, "lower": 72}  # phrases for clothes that one step sees
-# What fills few pixels, and is learnt last.
-SMALL = ("age", "bag", "glasses", "smoke", "hat", "cellphone", "gloves")
+EMPHASIS = 3.0  # the weight of what --emphasise names
 STATS = dict(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 MODEL = dict(
     image=dict(
@@ -176,11 +175,11 @@ def make_loss(
     model: unipt.DualEncoder,
     names: list[str],
     parts: dict[str, list[str]],
-    emphasis: float,
+    emphasised: Sequence[str],
 ):
     """The mean cross-entropy of the attributes, and of the parts of clothes.
 
-    emphasis: the weight of `SMALL`.
+    emphasised: those that weigh `EMPHASIS` times as much as others.
     """
 
     def loss(params, batch: dict) -> tuple[jax.Array, dict]:
@@ -198,7 +197,7 @@ def make_loss(
             for fact in (name, *parts.get(name, ())):
                 hit = jnp.where(batch["true"][fact], own, -1e9)
                 terms[fact] = -jax.nn.logsumexp(hit, axis=1).mean()
-        weight = {fact: emphasis if fact in SMALL else 1.0 for fact in terms}
+        weight = {f: EMPHASIS if f in emphasised else 1.0 for f in terms}
         total = sum(weight[fact] * term for fact, term in terms.items())
         return total / sum(weight.values()), terms | {"scale": scale}
 
@@ -280,7 +279,11 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--init", help="a folder of this program's, to go on from")
-    parser.add_argument("--emphasis", type=float, default=1.0, help="on small things")
+    parser.add_argument(
+        "--emphasise",
+        default="",
+        help="attributes that weigh more, with commas between",
+    )
     parser.add_argument("--workers", type=int, default=1, help="processes that draw")
     parser.add_argument("--every", type=int, default=1000, help="steps between files")
     args = parser.parse_args()
@@ -299,7 +302,7 @@ def main() -> None:
     state = optimiser.init(params)
     names = list(words.attributes)
     parts = {name: list(facts) for name, facts in targets.parts.items()}
-    loss = make_loss(model, names, parts, args.emphasis)
+    loss = make_loss(model, names, parts, args.emphasise.split(","))
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state, batch):

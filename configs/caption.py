@@ -7,19 +7,8 @@ the captions appear in --workdir=DIR, which `configs/pretrain.py` takes as data.
 from ml_collections import ConfigDict
 
 from configs import common
+from data_prep.synthetic.people import FREQUENCIES
 from unipt_jax.captions.lexicon import PAPER
-
-# How often the embedded persons have each thing (data_prep.synthetic.people).
-SYNTHETIC = {
-    "bag": 0.45,
-    "glasses": 0.15,
-    "smoke": 0.02,
-    "hat": 0.15,
-    "cellphone": 0.08,
-    "umbrella": 0.03,
-    "gloves": 0.04,
-    "vehicle": 0.04,
-}
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -55,7 +44,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.data.records = "data/synthetic"
         config.data.threads = 2
         config.calibrate.images = 4096
-        config.calibrate.targets = SYNTHETIC
+        config.calibrate.targets = FREQUENCIES
         config.shard = 1024
         config.batch_size = 32
         return config.lock()

@@ -1,21 +1,25 @@
 """The caption job made small: a random CLIP, odd images, a job in this process."""
 
 import contextlib
+import dataclasses
 import io
+import json
 import pathlib
 import signal
 import struct
-import unittest.mock
+import sys
 import zlib
+from unittest import mock
 
 import helpers
+import jobs
 import numpy as np
+from absl import flags
 from PIL import Image
 
 from benchmarks import tiny_clip
-from configs import caption
-from unipt_jax import encoder, sharding
-from unipt_jax.captions import generate, lexicon
+from unipt_jax import encoder, main, sharding
+from unipt_jax.captions import lexicon
 from unipt_jax.models import unipt
 
 HEIGHT, WIDTH = 48, 16
@@ -25,7 +29,7 @@ MODEL = tiny_clip.MODEL | dict(
     text=tiny_clip.MODEL["text"] | _TOWER,
     embedding=8,
 )
-SCALE = 12.0  # so that some things are found and some are not
+SCALE = 20.0  # so that some things are found and some are not
 
 # What every small job has; shards hold whole batches of one device.
 FIELDS = {
@@ -37,6 +41,8 @@ FIELDS = {
     "data.threads": 2,
     "threshold": 0.5,
     "calibrate.images": 20,
+    "calibrate.targets.bag": 0.5,
+    "calibrate.targets.hat": 0.3,
 }
 
 
@@ -45,50 +51,82 @@ def write_clip(folder: pathlib.Path) -> pathlib.Path:
     tokenizer, _ = tiny_clip.tokenise(lexicon.read(prompts="all"))
     model = encoder.build_model({"model": MODEL}, tokenizer)
     params = helpers.random_like(lambda key: unipt.initialise(model, key))
+    for tower in ("image", "text"):  # what is seen and read counts more than biases
+        for part in ("value", "out"):
+            params[tower]["block_0"]["attention"][part]["kernel"] *= 6
     params["log_scale"] = np.float32(np.log(SCALE))
     tiny_clip.write(folder, model, params, tokenizer)
     return folder
 
 
-def flags(**changes) -> list[str]:
-    """Those fields as flags of the command line."""
-    fields = FIELDS | {k.replace("__", "."): v for k, v in changes.items()}
-    return [f"--config.{name}={value}" for name, value in fields.items()]
+@dataclasses.dataclass(frozen=True)
+class Captioner(jobs.Launcher):
+    """Starts the caption job, in processes or in this one."""
+
+    model: pathlib.Path
+    fields: tuple[str, ...] = ()
+
+    def of(self, **changes) -> "Captioner":
+        """With other values of `FIELDS` or of more; `a__b` stands for the field a.b."""
+        more = [f"--config.{k.replace('__', '.')}={v}" for k, v in changes.items()]
+        return dataclasses.replace(self, fields=(*self.fields, *more))
+
+    def arguments(self, workdir, *more: str) -> list[str]:
+        """The command line of a small caption job."""
+        fields = [f"--config.{name}={value}" for name, value in FIELDS.items()]
+        return [
+            *(sys.executable, "-m", "unipt_jax.main", "--config=configs/caption.py"),
+            *(f"--config.model={self.model}", f"--workdir={workdir}"),
+            *(*fields, *self.fields, *more),
+        ]
+
+    def here(self, workdir, *, devices: int = 1) -> tuple[int, str]:
+        """Exit code and output of the job, on so many devices of this process."""
+        argv = ["main", *self.arguments(workdir)[3:]]
+        mesh, said = helpers.mesh_of(devices), io.StringIO()
+        before = signal.getsignal(signal.SIGTERM)
+        for name in [n for n in flags.FLAGS if n.startswith("config.")]:
+            delattr(flags.FLAGS, name)  # the overrides of an earlier call
+        try:
+            with (
+                mock.patch.object(sharding, "local_mesh", lambda: mesh),
+                mock.patch.object(sys, "argv", argv),  # where overrides are read
+                contextlib.redirect_stdout(said),
+                contextlib.redirect_stderr(said),
+            ):
+                code = main.run(argv)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        return code, said.getvalue()
+
+    def make(self, workdir, *, devices: int = 1) -> pathlib.Path:
+        """The job, which must succeed, in this process; its folder."""
+        code, output = self.here(workdir, devices=devices)
+        assert code == 0, output
+        return pathlib.Path(workdir)
 
 
-def config_of(model, **changes):
-    """The caption config with `FIELDS` and `changes`, `a__b` for the field a.b."""
-    config = caption.get_config().unlock()
-    config.model = str(model)
-    fields = FIELDS | {k.replace("__", "."): v for k, v in changes.items()}
-    with config.ignore_type():
-        config.update_from_flattened_dict(fields)
-    return config
+def rows_of(folder) -> dict[str, dict]:
+    """Image id -> its line of captions.jsonl, in order."""
+    lines = (pathlib.Path(folder) / "captions.jsonl").read_text().split("\n")
+    return {row["image_id"]: row for row in map(json.loads, lines[:-1])}
 
 
-def run(model, workdir, *, devices: int = 1, **changes) -> str:
-    """The job on so many devices of this process; what it prints."""
-    before, said = signal.getsignal(signal.SIGTERM), io.StringIO()
-    mesh = helpers.mesh_of(devices)
-    try:
-        with (
-            unittest.mock.patch.object(sharding, "local_mesh", lambda: mesh),
-            contextlib.redirect_stdout(said),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            generate.run(config_of(model, **changes), str(workdir))
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    return said.getvalue()
+def skipped_of(folder) -> dict[str, str]:
+    """Image id -> why it was skipped."""
+    lines = (pathlib.Path(folder) / "skipped.jsonl").read_text().split("\n")
+    rows = map(json.loads, lines[:-1])
+    return {row["image_id"]: row["reason"] for row in rows}
 
 
 def files_of(folder) -> dict[str, bytes]:
-    """Relative path -> content, of every file at any depth."""
+    """Relative path -> content, of every file at any depth; b"" of a folder."""
     folder = pathlib.Path(folder)
     return {
         file.relative_to(folder).as_posix(): file.read_bytes()
-        for file in sorted(folder.rglob("*"))
         if file.is_file()
+        else b""
+        for file in sorted(folder.rglob("*"))
     }
 
 

@@ -13,7 +13,9 @@ pytest.importorskip("build", reason="building a wheel needs the `build` package"
 USE = """
 import sys
 import data_prep.build, unipt_jax.main
+from unipt_jax.captions import lexicon
 assert unipt_jax.__file__.startswith(sys.argv[1]), unipt_jax.__file__
+assert len(lexicon.read().templates) >= 456
 encoder = unipt_jax.load(sys.argv[2])
 print(encoder.encode_text(["a man in a red coat"]).shape)
 """
@@ -32,6 +34,7 @@ def test_wheel_is_used_from_another_folder(persons, cache, tmp_path):
     [file] = wheel.glob("*.whl")
     with zipfile.ZipFile(file) as archive:
         names = {name.split("/")[0] for name in archive.namelist()}
+        assert "data_prep/synthetic/clip/model.safetensors" in archive.namelist()
         archive.extractall(site)
     assert {n for n in names if "dist-info" not in n} == {"unipt_jax", "data_prep"}
     done = subprocess.run(

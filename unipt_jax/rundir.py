@@ -37,6 +37,8 @@ def open_workdir(
     wanted = json.loads(config.to_json_best_effort())
     if file.exists():
         check_same(json.loads(file.read_text()), wanted, file, harmless=harmless)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--workdir={folder} is a file; give a folder, or a new name")
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(file, wanted)

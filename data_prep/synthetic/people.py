@@ -10,19 +10,9 @@ from typing import TypeVar
 
 import numpy as np
 
-T = TypeVar("T")
+from unipt_jax.captions.lexicon import OPTIONAL
 
-REQUIRED = ("age", "gender", "upper", "lower", "action", "hair")
-OPTIONAL = (
-    "bag",
-    "glasses",
-    "smoke",
-    "hat",
-    "cellphone",
-    "umbrella",
-    "gloves",
-    "vehicle",
-)
+T = TypeVar("T")
 
 COLOURS = {
     "black": (28, 28, 32),
@@ -386,7 +376,7 @@ def draw_view(rng: np.random.Generator, person: Person, camera: int) -> View:
 def attributes(person: Person, view: View) -> dict[str, str]:
     """All that is true of the person in this image; "" where a thing is absent.
 
-    The 14 attributes of UniPT are `REQUIRED` and `OPTIONAL`; the others say more.
+    The 14 attributes of UniPT are those of `captions.lexicon`; the others say more.
     """
     return dict(person.attributes) | {
         "action": view.action,

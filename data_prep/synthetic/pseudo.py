@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from data_prep.synthetic import people
-from data_prep.synthetic.people import OPTIONAL, REQUIRED, pick, pick_weighted
+from data_prep.synthetic.people import pick, pick_weighted
 from unipt_jax.captions import compose, lexicon
+from unipt_jax.captions.lexicon import OPTIONAL, REQUIRED
 
 CORRUPTED = 0.2  # the share of attributes told wrongly
 PRIORS = {

@@ -28,3 +28,16 @@ def photos(tmp_path_factory):
         (folder / f"{number:03}.jpg").write_bytes(captioning.jpeg(number))
     (root / "notes.txt").write_text("no picture, and not named as one")
     return root
+
+
+@pytest.fixture(scope="session")
+def captioner(persons, cache, clip, photos):
+    """Captions those pictures with that CLIP."""
+    plain = captioning.Captioner(persons, cache, clip)
+    return plain.of(data__images=photos)
+
+
+@pytest.fixture(scope="session")
+def whole(captioner, tmp_path_factory):
+    """What the job writes of the pictures on 8 devices, never disturbed."""
+    return captioner.make(tmp_path_factory.mktemp("whole") / "captions", devices=8)

@@ -12,10 +12,11 @@ from PIL import Image
 
 from data_prep import synthetic
 from data_prep.synthetic import annotations, draw, people, pseudo, words
+from unipt_jax.captions.lexicon import OPTIONAL, REQUIRED
 from unipt_jax.data import records
 from unipt_jax.errors import UserError
 
-ATTRIBUTES = (*people.REQUIRED, *people.OPTIONAL)
+ATTRIBUTES = (*REQUIRED, *OPTIONAL)
 
 
 def read(folder, split, kind=records.PersonRecord):
@@ -220,7 +221,7 @@ def test_captions_are_aligned_with_pretrain(folder):
     said = read(folder / "captions", "pretrain", records.CaptionRecord)
     assert [r.image_id for r in images] == [r.image_id for r in said]
     for record in said:
-        for name in people.REQUIRED:
+        for name in REQUIRED:
             assert record.evidence[name]["phrase"]
 
 
@@ -267,7 +268,7 @@ def drawn(facing="front", **changes):
     for index in range(500):
         person = people.draw_person(np.random.default_rng((9, index)))
         row = person.attributes
-        bare = not any(row[name] for name in people.OPTIONAL)
+        bare = not any(row[name] for name in OPTIONAL)
         if bare and (row["upper_type"], row["shoes"]) == ("T-shirt", "shoes"):
             break
     view = people.draw_view(np.random.default_rng(1), person, 0)

@@ -1,13 +1,14 @@
 """Looks for bad English in what templates and phrases give.
 
 In: a lexicon. Out: the faults found, each with the template's file and line. Every template
-is filled with every phrase that it admits and every wording and synonym of each.
+is filled with every phrase that it admits, their wording and the synonyms drawn each time.
 
     python -m unipt_jax.captions.check [FILE]
 """
 
 import collections
 import dataclasses
+import itertools
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,12 +18,10 @@ from tqdm import tqdm
 from unipt_jax.captions import lexicon as lexicons
 from unipt_jax.captions.compose import Draws, Filling
 from unipt_jax.captions.lexicon import OPTIONAL, Lexicon, Phrase
-from unipt_jax.captions.templates import Template
+from unipt_jax.captions.templates import SOUNDS_A, SOUNDS_AN, Template
 from unipt_jax.errors import UserError
 
-# English words that no rule of spelling tells apart.
-A_BEFORE = r"(?:uni|use|usu|eu|one\b|once)"
-AN_BEFORE = r"(?:hour|honest|heir)"
+GOES = 200  # fillings of a template at least: few phrases may have many wordings
 FEMALE, MALE = {"she", "her", "hers", "herself"}, {"he", "his", "him", "himself"}
 RULES = tuple(
     (re.compile(pattern), fault)
@@ -31,24 +30,30 @@ RULES = tuple(
         (r"\s\s|^\s|\s$", "spaces too many"),
         (r"\s[,.;:!?]", "a space before a mark"),
         (r"[,;:.]\s*[,;:.]", "two marks in a row"),
-        (r"[,;:](?=\w)", "no space after a mark"),
+        (r"[,;:.](?=[A-Za-z])", "no space after a mark"),
         (r"^[^A-Z]|[.!?]\s+[^A-Z]", "a sentence begins without a capital"),
         (r"[^.]$", "the last sentence has no full stop"),
         (r"(?i)\b([\w-]+)\s+\1\b", "a word twice in a row"),
-        (rf"(?i)\ba (?!{A_BEFORE})[aeiou]", "'a' before a vowel"),
-        (rf"(?i)\ban (?!{AN_BEFORE})[^aeiou]", "'an' before a consonant"),
-        (rf"(?i)\ban {A_BEFORE}", "'an' before the sound of 'you'"),
+        (rf"\b[Aa] (?!{SOUNDS_A})[aeiouAEIOU]", "'a' before a vowel"),
+        (rf"\b[Aa] (?:{SOUNDS_AN})", "'a' before the sound of a vowel"),
+        (rf"\b[Aa]n (?!{SOUNDS_AN})[^aeiouAEIOU]", "'an' before a consonant"),
+        (rf"\b[Aa]n (?:{SOUNDS_A})", "'an' before the sound of 'you' or 'one'"),
         (
-            r"(?i)\b(?:a|an|the|his|her) (?:a|an|the|his|her)\b(?! (?:him|left))",
+            # "her" may be "him" of a woman: she has with her a bag.
+            r"(?i)\b(?:(?:a|an|the|his) (?:a|an|the|his|her)|her (?:his|her))\b",
             "two articles in a row",
         ),
-        (r"(?i)\b(?:with|in|of|and|a|an|the|on)[.,;]", "a blank is empty"),
+        # Not "on": she has a hat on.
+        (r"(?i)\b(?:with|in|of|and|a|an|the)[.,;]", "a blank is empty"),
     )
 )
 # A clause about a thing: its subject comes first, alone, and the verb must agree.
 SUBJECT = r"(?:^|[.;]\s+|, (?:and|while|whose) )(?:(?:the|his|her|a|an) )?"
-VERBS = {"is": "one", "has": "one", "looks": "one", "covers": "one", "goes": "one"}
-VERBS |= {"are": "many", "have": "many", "look": "many", "cover": "many", "go": "many"}
+ONE, MANY = (
+    ("is", "has", "looks", "covers", "goes"),
+    ("are", "have", "look", "cover", "go"),
+)
+VERBS = dict.fromkeys(ONE, False) | dict.fromkeys(MANY, True)  # verb -> of many?
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,41 +72,33 @@ class Agreement:
     """Finds subjects whose verb is of the other number, by the nouns of the lexicon."""
 
     def __init__(self, words: Lexicon) -> None:
-        number: dict[str, str] = {}
+        many: dict[str, set[bool]] = {}
         for attribute in words.attributes.values():
             if attribute.kind not in ("clothes", "thing", "hair"):
                 continue
             for phrase in attribute.phrases:
-                for word in (w for slot in phrase.slots for w in slot):
-                    number.setdefault(word.split()[-1], phrase.number)
-        nouns = {
-            noun
-            for attribute in words.attributes.values()
-            if attribute.kind in ("clothes", "thing", "hair")
-            for phrase in attribute.phrases
-            for noun in self._nouns(phrase)
+                for word in self._nouns(phrase):
+                    for noun in (word.lower(), word.lower().split()[-1]):
+                        many.setdefault(noun, set()).add(phrase.number == "many")
+        # A noun that is both, such as "sheep", agrees with any verb.
+        self.many = {
+            noun: either.pop() for noun, either in many.items() if len(either) < 2
         }
-        self.number = dict(nouns)
-        names = "|".join(
-            re.escape(n) for n in sorted(self.number, key=len, reverse=True)
-        )
+        names = "|".join(re.escape(n) for n in sorted(self.many, key=len, reverse=True))
         # The subject is what stands before the verb with no other word class between.
         self.pattern = re.compile(
             rf"(?i){SUBJECT}(?P<before>(?:[\w-]+ ){{0,4}}?)(?P<noun>{names})"
-            rf"(?P<after>(?: with an? [\w ]*?)?) (?P<verb>{'|'.join(VERBS)})\b"
+            rf"(?: with an?(?: (?!and\b)[\w-]+)+?)? (?P<verb>{'|'.join(VERBS)})\b"
         )
         self.plain = set(re.findall(r"[\w-]+", " ".join(self._adjectives(words))))
 
     @staticmethod
-    def _nouns(phrase: Phrase) -> Iterator[tuple[str, str]]:
-        nouns = phrase.slots
-        if phrase.attribute in ("upper", "lower") and phrase.slots:
-            nouns = tuple(s for s in phrase.slots[1:] if not s[0].startswith("with "))[
-                -1:
-            ]
-        for slot in nouns:
-            for word in slot:
-                yield word, phrase.number
+    def _nouns(phrase: Phrase) -> Iterator[str]:
+        slots = phrase.slots
+        if phrase.colour:  # then perhaps a pattern, the noun, and perhaps "with .."
+            slots = [s for s in slots[1:] if not s[0].startswith("with ")][-1:]
+        for slot in slots:
+            yield from slot
 
     @staticmethod
     def _adjectives(words: Lexicon) -> Iterator[str]:
@@ -116,11 +113,7 @@ class Agreement:
             before = re.findall(r"[\w-]+", match["before"].lower())
             if any(word not in self.plain for word in before):
                 continue  # another noun is the subject
-            number = (
-                self.number.get(match["noun"]) or self.number[match["noun"].lower()]
-            )
-            wanted = VERBS[match["verb"].lower()]
-            if wanted != ("many" if number == "many" else "one"):
+            if self.many[match["noun"].lower()] != VERBS[match["verb"].lower()]:
                 yield f"'{match['noun']} {match['verb']}'"
 
 
@@ -129,7 +122,8 @@ def fillings(
 ) -> Iterator[tuple[dict[str, Phrase], Draws]]:
     """Sets of phrases such that every phrase the template admits is in one of them.
 
-    With each go the draws for its wording; he and she come by chance.
+    With each go the draws for its wording; he and she come by chance. None where no
+    phrase of an attribute goes with the template.
     """
     choices: dict[str, list[Phrase]] = {}
     for name, attribute in words.attributes.items():
@@ -142,10 +136,12 @@ def fillings(
         elif name not in OPTIONAL:
             choices[name] = list(attribute.phrases[:1])
     genders = words.attributes["gender"].phrases
-    for number in range(max(len(genders), *map(len, choices.values()))):
+    if not all(choices.values()):
+        return
+    for number in range(max(GOES, *map(len, choices.values()))):
         draws = Draws(0, template.source, number)
         chosen = {name: rows[number % len(rows)] for name, rows in choices.items()}
-        chosen["gender"] = draws.pick(genders) if number > 1 else genders[number]
+        chosen["gender"] = draws.pick(genders) if number else genders[0]
         yield chosen, draws
 
 
@@ -177,8 +173,20 @@ def faults(text: str, pronoun: str, agreement: Agreement) -> Iterator[str]:
             yield f"{fault} ('{match[0].strip()}')"
     said = set(re.findall(r"[a-z]+", text.lower()))
     if other := said & (FEMALE if pronoun == "he" else MALE):
-        yield f"pronoun '{min(other)}' of a {pronoun}"
-    yield from (f"{pair} do not agree" for pair in agreement.faults(text))
+        yield f"a pronoun of a {pronoun} is wrong ('{min(other)}')"
+    for pair in agreement.faults(text):
+        yield f"noun and verb do not agree ({pair})"
+
+
+def joins(template: Template) -> Iterator[str]:
+    """Where a blank has no space beside it; a hyphen or "himself" may be."""
+    for left, right in itertools.pairwise(template.pieces):
+        if right.kind != "text" and (
+            left.kind != "text" or re.search(r"[\w,;:.]$", left.name)
+        ):
+            yield f"no space before a blank ('{right.name}')"
+        elif right.kind == "text" and re.match(r"(?!self\b)\w", right.name):
+            yield f"no space after a blank ('{left.name}')"
 
 
 def check(words: Lexicon, progress: bool = True) -> list[Fault]:
@@ -188,6 +196,11 @@ def check(words: Lexicon, progress: bool = True) -> list[Fault]:
     everything = [*words.templates, *(e for few in words.extras.values() for e in few)]
     for template in tqdm(everything, desc="checking templates", disable=not progress):
         seen = set()
+        for what in joins(template):
+            found.append(Fault(template.source.where, what, template.source))
+        if not any(True for _ in fillings(words, template)):
+            never = "no phrase goes with it (see `without`), so it is never drawn"
+            found.append(Fault(template.source.where, never, template.source))
         for number, (chosen, draws) in enumerate(fillings(words, template)):
             if number == 0:
                 text = fill(template, words, chosen, First())
@@ -204,9 +217,11 @@ def check(words: Lexicon, progress: bool = True) -> list[Fault]:
     used = collections.Counter(
         p.name for t in everything for p in t.pieces if p.kind == "synonym"
     )
-    for group in words.synonyms:
+    for group, members in words.synonyms.items():
         if not used[group]:
-            found.append(Fault("synonyms", f"no template uses [{group}]", group))
+            where = getattr(group, "where", "synonyms")
+            said = ", ".join(members)
+            found.append(Fault(where, f"no template uses [{group}]", said))
     return found
 
 

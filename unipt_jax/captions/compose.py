@@ -137,7 +137,7 @@ def compose(lexicon: Lexicon, chosen: Mapping[str, Phrase], draws: Draws) -> Cap
     left = [n for n in OPTIONAL if n in found and n not in sentences[0].attributes]
     while left:
         name = left.pop(draws.below(len(left)))
-        sentences.append(draws.pick(lexicon.extras[name]))
+        sentences.append(draws.pick(lexicon.adds(name, without)))
     filling = Filling(chosen, draws)
     if len(sentences) == 1:
         filling.agreeing = sentences[0].agreeing

@@ -9,6 +9,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import json
+import re
 import signal
 import sys
 import time
@@ -53,6 +54,10 @@ def run(config: Any, workdir: str) -> None:
         aligned=source.aligned,
         keep_records=config.keep_records and not source.aligned,
     )
+    if outputs.complete and not (folder / "config.json").exists():
+        raise UserError(
+            f"{folder} is a record set that no caption job made; give another --workdir"
+        )
     encoder = encoders.load(
         config.model,
         mesh=sharding.local_mesh(),
@@ -63,6 +68,8 @@ def run(config: Any, workdir: str) -> None:
     rundir.open_workdir(config, folder, harmless=HARMLESS)
     _same_inputs(folder, source.fingerprint() | {"phrases": words.digest})
     if outputs.complete:
+        if jax.process_index() == 0:
+            outputs.clear()  # a kill may have come between
         print(f"{workdir} has all its captions already; see {workdir}/report.html")
         return
     judge = Judge(encoder, words, config.batch_size)
@@ -82,11 +89,26 @@ def _check(config: Any) -> None:
     """Raises UserError for numbers with which no job can be done."""
     if config.fit not in images.FITS:
         raise UserError(f"fit '{config.fit}' is not one of {', '.join(images.FITS)}")
-    least = {"shard": 1, "batch_size": 1, "captions_per_image": 1, "data.threads": 1}
-    for name, low in least.items():
-        value = config.data.threads if "." in name else config[name]
+    for name, value, low in (
+        ("shard", config.shard, 1),
+        ("batch_size", config.batch_size, 1),
+        ("captions_per_image", config.captions_per_image, 1),
+        ("data.threads", config.data.threads, 1),
+        ("calibrate.images", config.calibrate.images, 0),
+        ("examples", config.examples, 0),
+    ):
         if value < low:
             raise UserError(f"{name}={value} must be {low} or more")
+    if any(config.size) and (len(config.size) != 2 or min(config.size) < 1):
+        raise UserError(
+            f"size={tuple(config.size)} must be a height and a width, or (0, 0) for the "
+            "model's own"
+        )
+    split = config.data.split
+    if not re.fullmatch(r"\w[\w-]*", split) or split == "all":  # as TFDS reads them
+        raise UserError(
+            f"data.split '{split}' must be a name of letters, digits, _ and -, not 'all'"
+        )
     if not 0 <= config.threshold < 1:
         raise UserError(
             f"threshold={config.threshold} must be a probability, from 0 to below 1"

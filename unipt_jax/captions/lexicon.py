@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Mapping
 
 from unipt_jax.captions import marked
@@ -19,7 +20,9 @@ from unipt_jax.errors import UserError
 HERE = pathlib.Path(__file__).parent
 FILES = ("phrases.yaml", "templates.yaml", "synonyms.yaml")
 SECTIONS = ("prompts", "attributes", "templates", "extras", "synonyms", "replace")
-KINDS = ("age", "gender", "clothes", "action", "hair", "thing")
+KINDS = ("age", "gender", "action", "hair")  # of the attributes of that name
+THINGS = ("clothes", "thing")  # of the others
+CLOTHES = ("colours", "patterns", "garments")
 NUMBERS = ("one", "many", "mass")
 PRONOUNS = {"he": ("he", "his", "him"), "she": ("she", "her", "her")}
 REQUIRED = ("age", "gender", "upper", "lower", "action", "hair")
@@ -44,6 +47,7 @@ PAPER = {
     "gloves": 16_259 / 1.3e6,
     "vehicle": 24_736 / 1.3e6,
 }
+_BRACKET = re.compile(r"[{}\[\]]")
 _PHRASE = ("words", "asked", "is", "nouns", "pronoun", "number", "verbs", "without")
 
 
@@ -109,6 +113,16 @@ class Lexicon:
     digest: str
     known: dict = dataclasses.field(default_factory=dict, repr=False)
 
+    def adds(self, name: str, without: frozenset) -> tuple[Template, ...]:
+        """Extras for an optional attribute, beside phrases with those `without`."""
+        if (name, without) not in self.known:
+            self.known[name, without] = tuple(
+                extra
+                for extra in self.extras[name]
+                if (extra.attributes - {name}).isdisjoint(without)
+            )
+        return self.known[name, without]
+
     def admitted(self, found: frozenset, without: frozenset) -> tuple[int, ...]:
         """Numbers of the templates for a person with just those optional attributes.
 
@@ -140,13 +154,15 @@ def read(own: str | os.PathLike = "", prompts: str = "first") -> Lexicon:
         parts.append(marked.read(own))
     whole = _merge(parts)
     common = marked.texts(whole["prompts"])
+    entries = whole["attributes"]
+    for name in (*REQUIRED, *OPTIONAL):
+        if name not in entries:
+            raise mistake(entries, f"no attribute '{name}'", "write its phrases")
     attributes = {
-        name: _attribute(name, whole["attributes"][name], common, prompts)
+        name: _attribute(name, entries[name], common, prompts)
         for name in (*REQUIRED, *OPTIONAL)
     }
-    synonyms = {
-        group: marked.texts(words) for group, words in whole["synonyms"].items()
-    }
+    synonyms = {group: _plain(words) for group, words in whole["synonyms"].items()}
     extras = {
         name: tuple(parse(t, attributes, synonyms) for t in marked.texts(sentences))
         for name, sentences in whole["extras"].items()
@@ -166,17 +182,37 @@ def read(own: str | os.PathLike = "", prompts: str = "first") -> Lexicon:
     templates = tuple(
         parse(t, attributes, synonyms) for t in marked.texts(whole["templates"])
     )
-    bare = {frozenset(t.attributes & set(OPTIONAL)) for t in templates}
-    if frozenset() not in bare:
-        raise mistake(
-            whole["templates"],
-            "no template does without the optional attributes",
-            "write one that has only required ones, for a person who carries nothing",
-        )
     files = [HERE / name for name in FILES]
     files += [pathlib.Path(os.path.expanduser(own))] if own else []
     digest = hashlib.sha256(b"\0".join(file.read_bytes() for file in files))
-    return Lexicon(attributes, templates, extras, synonyms, digest.hexdigest())
+    words = Lexicon(attributes, templates, extras, synonyms, digest.hexdigest())
+    _check_covers(words, whole)
+    return words
+
+
+def _check_covers(words: Lexicon, whole: Table) -> None:
+    """Whether there is a template, and an extra for each thing, for every person."""
+    unions = {frozenset()}
+    for attribute in words.attributes.values():
+        alone = {frozenset(phrase.without) for phrase in attribute.phrases}
+        unions = {union | one for union in unions for one in alone}
+    for union in sorted(unions, key=sorted):
+        beside = " and ".join(f"{{{name}}}" for name in sorted(union))
+        beside = f", without {beside}" if union else ""
+        if not words.admitted(frozenset(), union):
+            raise mistake(
+                whole["templates"],
+                f"no template does without the optional attributes{beside}",
+                f"write one that has only required ones{beside}, for a person who "
+                "carries nothing",
+            )
+        for name in OPTIONAL:
+            if not words.adds(name, union):
+                raise mistake(
+                    whole["extras"][name],
+                    f"no sentence for '{name}'{beside}",
+                    "write one or more",
+                )
 
 
 def _merge(parts: list[Table]) -> Table:
@@ -187,10 +223,9 @@ def _merge(parts: list[Table]) -> Table:
         marked.table(part, SECTIONS)
         for name in marked.texts(part["replace"]) if "replace" in part else ():
             marked.one_of(name, (*SECTIONS[:-1], *REQUIRED, *OPTIONAL))
-            if name in whole:
-                whole[name] = type(whole[name])()
-            else:
-                whole["attributes"].pop(name, None)
+            within = whole if name in whole else whole["attributes"]
+            within[name] = type(within[name])() if name in within else Table()
+            within[name].where = name.where
         for section, value in part.items():
             if section == "templates":
                 marked.texts(value)
@@ -199,18 +234,20 @@ def _merge(parts: list[Table]) -> Table:
             elif section == "prompts":
                 whole[section] = value
             elif section != "replace":
-                _overlay(whole[section], marked.table(value), section == "extras")
+                names = {"attributes": (*REQUIRED, *OPTIONAL), "extras": OPTIONAL}
+                value = marked.table(value, names.get(section, ()))
+                _overlay(whole[section], value, section == "extras")
     return whole
 
 
-def _overlay(under: Table, over: Table, lists: bool = False) -> None:
-    """Lays one mapping over another, name by name, to any depth."""
+def _overlay(under: Table, over: Table, lists: bool = False, depth: int = 2) -> None:
+    """Lays one mapping over another, name by name, down to phrases: these are whole."""
     under.where = getattr(over, "where", "")
     for key, value in over.items():
         there = under.get(key)
-        if isinstance(there, Table) and isinstance(value, Table):
+        if depth and isinstance(there, Table) and isinstance(value, Table):
             fresh = Table(there)
-            _overlay(fresh, value)
+            _overlay(fresh, value, depth=depth - 1)
             under[key] = fresh
         elif lists and isinstance(there, marked.Items):
             marked.texts(value)
@@ -223,17 +260,15 @@ def _overlay(under: Table, over: Table, lists: bool = False) -> None:
 
 
 def _attribute(
-    name: str, entry: Table | None, common: tuple[Text, ...], prompts: str
+    name: str, entry: Table, common: tuple[Text, ...], prompts: str
 ) -> Attribute:
-    if entry is None:
-        raise mistake(None, f"attribute '{name}' has no phrases", "write some")
-    known = ("kind", "says", "prompts", "absent", "phrases")
-    known += ("colours", "patterns", "garments")
+    if "kind" not in marked.table(entry):
+        raise mistake(entry, f"'{name}' has no kind", "write `kind:` in it")
+    # Sentences need an age, a gender, an action and hair; the others are things.
+    kind = marked.one_of(entry["kind"], (name,) if name in KINDS else THINGS)
+    known = ("kind", "says", "prompts", *(("absent",) if name in OPTIONAL else ()))
+    known += CLOTHES if kind == "clothes" else ("phrases",)
     marked.table(entry, known)
-    for field in ("kind",):
-        if field not in entry:
-            raise mistake(entry, f"'{name}' has no {field}", f"write `{field}:` in it")
-    kind = marked.one_of(entry["kind"], KINDS)
     asked = marked.texts(entry["prompts"]) if "prompts" in entry else common
     asked = asked[:1] if prompts == "first" else asked
     says = marked.text(entry.get("says", Text(f"{{{name}}}")))
@@ -255,7 +290,7 @@ def _attribute(
                 f"'{name}' does not say how a person without it is told",
                 "write `absent:` with one or more, such as [without a bag]",
             )
-        for fragment in marked.texts(entry["absent"]):
+        for fragment in _plain(entry["absent"]):
             texts = tuple(_fill_prompt(p, fragment) for p in asked)
             phrases.append(Phrase(name, "", "", {name: ""}, texts))
     return Attribute(name, str(kind), tuple(phrases))
@@ -268,23 +303,44 @@ def _prompts(asked, says: Text, name: str, text: str) -> tuple[str, ...]:
 
 
 def _fill_prompt(prompt: Text, fragment: str) -> str:
-    for blank, words in (("{says}", fragment), ("{a says}", article(fragment))):
-        if blank in prompt:
-            return prompt.replace(blank, words)
-    raise mistake(
-        prompt, f"the prompt '{prompt}' has no {{says}}", "write it where it belongs"
-    )
+    filled = prompt.replace("{says}", fragment).replace("{a says}", article(fragment))
+    if filled == prompt:
+        raise mistake(
+            prompt,
+            f"the prompt '{prompt}' has no {{says}}",
+            "write it where it belongs",
+        )
+    if _BRACKET.search(filled):
+        raise mistake(
+            prompt,
+            f"the prompt '{filled}' still has a blank",
+            "write no other than {says} or {a says} in `prompts`, and none in `says` "
+            "but the attribute's own",
+        )
+    return filled
 
 
-def _words(row: Table, field: str = "words") -> tuple[str, ...]:
+def _words(row: Table, field: str = "words", blank: str = "") -> tuple[str, ...]:
     if field not in row:
         raise mistake(row, f"no {field}", f"write `{field}: [...]`")
-    return tuple(str(word) for word in marked.texts(row[field]))
+    return _plain(row[field], blank)
+
+
+def _plain(value, blank: str = "") -> tuple[str, ...]:
+    """Texts of a list, with no blank in them but the one."""
+    for word in marked.texts(value):
+        if _BRACKET.search(word.replace(blank, "") if blank else word):
+            raise mistake(
+                word,
+                f"'{word}' has a bracket",
+                f"write words, with no blank{f' but {blank}' if blank else ''}",
+            )
+    return tuple(map(str, value))
 
 
 def _phrase(name: str, kind: str, value: Text, row: Table) -> Phrase:
     """A phrase of an attribute that is not clothes."""
-    marked.table(row, _PHRASE)
+    row = marked.table(row, _PHRASE)
     allowed = {
         "age": ("words", "is", "nouns"),
         "gender": ("words", "pronoun"),
@@ -304,12 +360,12 @@ def _phrase(name: str, kind: str, value: Text, row: Table) -> Phrase:
         verbs = marked.table(row.get("verbs", Text("")))
         if not verbs:
             raise mistake(row, f"'{value}' has no verbs", "write walking: walks")
-        words = tuple(str(verb) for verb in verbs)
-        more["finite"] = tuple(str(marked.text(verb)) for verb in verbs.values())
+        words = _plain(marked.Items(verbs))
+        more["finite"] = _plain(marked.Items(verbs.values()))
     else:
         words = _words(row)
     if kind in ("age", "hair"):
-        more["predicate"] = _words(row, "is")
+        more["predicate"] = _words(row, "is", "{his}")
     if kind in ("hair", "thing"):
         more["number"] = _number(row)
     if kind == "gender":
@@ -320,11 +376,9 @@ def _phrase(name: str, kind: str, value: Text, row: Table) -> Phrase:
         more["pronoun"] = str(marked.one_of(row["pronoun"], tuple(PRONOUNS)))
     if kind == "age" and "nouns" in row:
         nouns = marked.table(row["nouns"], tuple(PRONOUNS))
-        more["nouns"] = {
-            str(k): tuple(map(str, marked.texts(v))) for k, v in nouns.items()
-        }
+        more["nouns"] = {str(k): _plain(v) for k, v in nouns.items()}
     if "asked" in row:
-        more["asked"] = str(marked.text(row["asked"]))
+        (more["asked"],) = _plain(marked.Items([row["asked"]]))
     text = words[0]
     if more.get("number") == "one":
         text = article(text)
@@ -343,13 +397,20 @@ def _without(row: Table) -> tuple[str, ...]:
     return tuple(str(marked.one_of(n, (*REQUIRED, *OPTIONAL))) for n in names)
 
 
+def _pattern(ways: Table) -> tuple[tuple[tuple[str, ...], ...], ...]:
+    """The slots before and after a noun."""
+    sides = ("before", "after")
+    ways = marked.table(ways, sides)
+    return tuple((_words(ways, side),) if side in ways else () for side in sides)
+
+
 def _clothes(name: str, entry: Table) -> Iterator[Phrase]:
     """Colour x pattern x garment."""
     for field in ("colours", "patterns", "garments"):
         if field not in entry:
             raise mistake(entry, f"'{name}' has no {field}", f"write `{field}:` in it")
-    colours = marked.table(entry["colours"])
-    patterns = marked.table(entry["patterns"])
+    colours = {c: _plain(v) for c, v in marked.table(entry["colours"]).items()}
+    patterns = {p: _pattern(v) for p, v in marked.table(entry["patterns"]).items()}
     for garment, row in marked.table(entry["garments"]).items():
         marked.table(row, ("words", "number", "colours", "patterns", "without"))
         allowed = []
@@ -357,12 +418,8 @@ def _clothes(name: str, entry: Table) -> Iterator[Phrase]:
             names = marked.texts(row[field]) if field in row else tuple(known)
             allowed.append([marked.one_of(n, tuple(known)) for n in names])
         for pattern, colour in itertools.product(allowed[1], allowed[0]):
-            ways = marked.table(patterns[pattern], ("before", "after"))
-            before, after = (
-                (_words(ways, side),) if side in ways else ()
-                for side in ("before", "after")
-            )
-            slots = (_listed(colours[colour]), *before, _words(row), *after)
+            before, after = patterns[pattern]
+            slots = (colours[colour], *before, _words(row), *after)
             text = " ".join(slot[0] for slot in slots)
             value = " ".join((colour, *(pattern,) * (pattern != "plain"), garment))
             yield Phrase(
@@ -380,7 +437,3 @@ def _clothes(name: str, entry: Table) -> Iterator[Phrase]:
                 without=_without(row),
                 colour=True,
             )
-
-
-def _listed(value) -> tuple[str, ...]:
-    return tuple(str(word) for word in marked.texts(value))

@@ -51,6 +51,7 @@ def read(file: str | os.PathLike) -> Table:
         ) from error
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
+        value = _marked(node, str(path)) if node is not None else Table()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         at = mark.line if mark else text.count("\n", 0, getattr(error, "position", 0))
@@ -59,12 +60,10 @@ def read(file: str | os.PathLike) -> Table:
             f"{path}:{at + 1}: this is not YAML ({said}); put quotation marks round a text "
             "that has {, [, : or # in it"
         ) from error
-    try:
-        value = _marked(node, str(path)) if node is not None else Table()
     except RecursionError as error:
         raise UserError(
-            f"{path}: an alias (*name) stands inside of what it names; write out what "
-            "you mean"
+            f"{path} is nested without end; let no alias (*name) stand inside of what "
+            "it names"
         ) from error
     if not isinstance(value, Table):
         raise mistake(value, "a list or a text", "begin with `attributes:` or the like")
@@ -123,7 +122,9 @@ def text(value: Any) -> Text:
         raise mistake(value, "no text", "write one, in quotation marks")
     if value != " ".join(value.split()):
         raise mistake(
-            value, f"'{value}' has spaces too many", "leave single spaces between words"
+            value,
+            f"{str(value)!r} has spaces or line ends too many",
+            "leave single spaces between words",
         )
     return value
 

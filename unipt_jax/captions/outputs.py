@@ -144,4 +144,8 @@ class Outputs:
         if self._records is not None:
             self._records.finish(metadata)
         self._captions.finish(metadata)
+        self.clear()
+
+    def clear(self) -> None:
+        """Removes the shards' lines once everything is written."""
         self._parts.rmtree(missing_ok=True)

@@ -55,11 +55,14 @@ class RecordPictures(Pictures):
     def fingerprint(self) -> dict[str, int | str]:
         """The number of records, and the ids of the first and the last."""
         ends = [self.records[i].image_id for i in (0, len(self) - 1)]
-        return {"images": len(self), "digest": "/".join(ends)}
+        return {"images": len(self), "image_ids": "/".join(ends)}
 
 
 class FilePictures(Pictures):
-    """Image files. An image's id is its path, as the folder or the list has it."""
+    """Image files. An image's id is its path, as the folder or the list has it.
+
+    Bytes of a path that are no UTF-8 stand as \\xe9 in the id.
+    """
 
     aligned = False
 
@@ -77,16 +80,18 @@ class FilePictures(Pictures):
             raise OSError("no file, but a folder or a device")
         if file.stat().st_size > LARGEST:
             raise OSError(f"a file of {file.stat().st_size >> 20} MB is no picture")
-        return PersonRecord(image=file.read_bytes(), image_id=path, file_path=path)
+        name = self.image_id(index)
+        return PersonRecord(image=file.read_bytes(), image_id=name, file_path=name)
 
     def image_id(self, index: int) -> str:
         """The id, without reading the file."""
-        return self._paths[index]
+        path = os.fsencode(self._paths[index])
+        return path.decode("utf-8", "backslashreplace")
 
     def fingerprint(self) -> dict[str, int | str]:
         """The number of paths and a hash of them."""
-        digest = hashlib.sha256("\n".join(self._paths).encode("utf-8", "replace"))
-        return {"images": len(self), "digest": digest.hexdigest()}
+        digest = hashlib.sha256(os.fsencode("\n".join(self._paths)))
+        return {"images": len(self), "image_ids": digest.hexdigest()}
 
 
 def open_pictures(images: str, records: str, split: str) -> Pictures:
@@ -129,7 +134,7 @@ def _walk(root: pathlib.Path) -> list[str]:
     Links to folders are not followed: they may lead round in circles.
     """
     found = []
-    for folder, _, files in os.walk(root):
+    for folder, _, files in os.walk(root, onerror=_refuse):
         there = pathlib.PurePath(folder).relative_to(root)
         found += [
             (there / file).as_posix()
@@ -144,10 +149,19 @@ def _walk(root: pathlib.Path) -> list[str]:
     return sorted(found)
 
 
+def _refuse(error: OSError) -> None:
+    """A folder that cannot be listed would leave its images out, unsaid."""
+    raise UserError(
+        f"{error.filename} cannot be listed ({error.strerror}); let this user read it, "
+        "or give a list of the images that shall be captioned"
+    ) from error
+
+
 def _listed(file: pathlib.Path) -> list[str]:
     """The paths in a text file, a line each; empty lines do not count."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        # Not splitlines(), which parts names at characters such as U+2028, too.
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise UserError(
             f"{file} is no text ({error}); give a folder, or a text file with the path "

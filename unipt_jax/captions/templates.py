@@ -27,8 +27,10 @@ FORMS = {
 TAKES_ARTICLE = {"person": ("",), "age": ("",), "gender": ("",)}
 TAKES_ARTICLE |= {"clothes": ("bare", "noun"), "thing": ("bare",), "hair": ("bare",)}
 AGREE = ("are", "them")  # forms that depend on the number of the noun
-_SOUNDS_A = re.compile(r"(uni|use|usu|eu|one\b|once)", re.IGNORECASE)
-_SOUNDS_AN = re.compile(r"(hour|honest|heir)", re.IGNORECASE)
+# English words that no rule of spelling tells apart, and letters read as such: an SUV.
+SOUNDS_A = r"(?i:uni(?![dmn])|us[eu]|uti|eu|u\b|once|ones?\b|onesie)|U(?![a-z])"
+SOUNDS_AN = r"(?i:hour|honest|heir)|[FHLMNRSX](?![a-z])"
+_SOUNDS_A, _SOUNDS_AN = re.compile(SOUNDS_A), re.compile(SOUNDS_AN)
 
 
 def article(phrase: str) -> str:
@@ -172,7 +174,9 @@ def _blank(source: Text, body: str, kinds: Mapping[str, str]) -> Piece:
         raise mistake(
             source,
             f"{{{body}}} in '{source}' takes no article",
-            f"write {{{name}}}, which has its own, or {{the {name}.bare}}",
+            f"write {{{name}}}, which has its own, or {{the {name}.bare}}"
+            if "bare" in forms
+            else f"write {{{body.split()[-1]}}}",
         )
     return Piece("blank", name, form, before, upper)
 

@@ -13,6 +13,7 @@ from array_record.python import array_record_module
 from etils import epath
 
 from unipt_jax.data import records
+from unipt_jax.errors import UserError
 
 INFO = "dataset_info.json"  # written last: a set without it is not there yet
 
@@ -45,20 +46,32 @@ class ShardedSet:
         return (self.folder / INFO).exists()
 
     def write(self, shard: int, rows: Iterable) -> None:
-        """Writes a shard, or nothing."""
+        """Writes a shard, or nothing: the same bytes in any process.
+
+        Raises UserError where the disk is full.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         features = records.features(self.kind)
-        serialise = tfds.core.example_serializer.ExampleSerializer(
+        serialiser = tfds.core.example_serializer.ExampleSerializer(
             features.get_serialized_info()
-        ).serialize_example
+        )
         file = self.file(shard)
         partial = file.with_name(f"{file.name}.partial")
-        writer = array_record_module.ArrayRecordWriter(
-            os.fspath(partial), "group_size:1"
-        )
-        for row in rows:
-            writer.write(serialise(features.encode_example(records.encode(row))))
-        writer.close()
+        try:
+            writer = array_record_module.ArrayRecordWriter(
+                os.fspath(partial), "group_size:1"
+            )
+            for row in rows:
+                example = features.encode_example(records.encode(row))
+                example = serialiser.get_tf_example(example)
+                # Else every process has a record's fields in an order of its own.
+                writer.write(example.SerializeToString(deterministic=True))
+            writer.close()
+        except RuntimeError as error:  # of C++: it knows no OSError
+            raise UserError(
+                f"{file} cannot be written ({error}); make room or choose another "
+                "folder, then run the same command again"
+            ) from error
         partial.replace(file)
 
     def lengths(self) -> list[int]:
@@ -81,6 +94,8 @@ class ShardedSet:
         records.describe(
             partial, self.kind, {self.split: (self.lengths(), size)}, metadata
         )
-        for file in sorted(partial.iterdir(), key=lambda file: file.name == INFO):
+        last = (partial / INFO).replace(self.folder / f"{INFO}.last")
+        for file in partial.iterdir():
             file.replace(self.folder / file.name)
         partial.rmtree()
+        last.replace(self.folder / INFO)
