@@ -33,7 +33,7 @@ def get_config(variant: str = "") -> ConfigDict:
             captions_per_image=1,
             data=dict(images="", records="", split="pretrain", threads=8),
             batch_size=64,  # images a device
-            shard=4096,  # images: what a killed job loses at most
+            shard=2048,  # images: what a killed job loses at most
             keep_records=True,  # of images that are no record set yet
             luperson_t=False,  # write LUPerson-T's JSON, too
             examples=24,  # images on the page

@@ -132,19 +132,19 @@ def test_another_process_with_another_hash_seed_says_the_same(tmp_path):
 # set of captions made with a seed is another one now.
 GOLDEN = {
     ("a.jpg", 0): [
-        "An image of a little girl with a bald head. Her jeans are black. She wears glasses.",
+        "The little girl is wearing a crimson striped top, black jeans and eyeglasses.",
+        "The little girl is wearing a red striped shirt, black jeans and glasses.",
         "The little girl wears a crimson striped shirt, black jeans and glasses.",
-        "Her head is bald. The little girl is only a child, strolling in a red striped top. Her glasses are dark.",
     ],
     ("b.jpg", 0): [
-        "An image of a little girl with a bald head. Her jeans are black. She is wearing glasses.",
-        "An image of a little girl with a bald head. Her jeans are black. Her eyeglasses are dark.",
+        "The little girl wears a red striped shirt, black jeans and glasses.",
+        "The little girl is wearing a crimson striped top, black jeans and eyeglasses.",
         "The little girl wears a crimson striped top, black jeans and eyeglasses.",
     ],
     ("a.jpg", 1): [
-        "The little girl wears a red striped top, black jeans and a pair of glasses.",
-        "An image of a little girl with a bald head. Her jeans are black. Her eyeglasses are dark.",
-        "A little girl with a bald head is wearing a crimson striped top and black jeans. She is wearing a pair of glasses.",
+        "Her head is bald. The little girl is only a child, walking in a crimson striped shirt. Her glasses are dark.",
+        "The little girl is wearing a red striped shirt, a pair of black jeans and glasses.",
+        "The little girl wears a red striped shirt, black jeans and eyeglasses.",
     ],
 }
 
@@ -376,7 +376,7 @@ def test_a_word_stays_the_same_within_a_caption_with_the_verb_that_is_its(tmp_pa
 
 
 @pytest.mark.parametrize("things", [(), ("bag",), ("bag", "hat", "glasses")])
-def test_templates_are_drawn_near_uniformly_from_those_that_fit(words, things):
+def test_templates_are_drawn_as_often_as_they_should_be(words, things):
     values = {name: words.attributes[name].phrases[0].value for name in things}
     person = lexicons.chosen(words, **values)
     fit = {
@@ -384,13 +384,20 @@ def test_templates_are_drawn_near_uniformly_from_those_that_fit(words, things):
         for number, template in enumerate(words.templates)
         if not (template.attributes & set(OPTIONAL)) - set(things)
     }
-    trials = 20 * len(fit)
+    most = max(len(words.templates[n].attributes & set(things)) for n in fit)
+    full = {n for n in fit if len(words.templates[n].attributes & set(things)) == most}
+    share = 1 / compose.FULLEST  # of the captions, whatever their templates tell of
+    likely = {
+        n: share / len(fit) + (n in full) * (1 - share) / len(full) for n in fit
+    }
+    trials = round(20 / min(likely.values()))
     counts = collections.Counter(
         compose.compose(words, person, compose.Draws(1, f"{n}.jpg")).template
         for n in range(trials)
     )
     assert set(counts) <= fit
-    chi = sum((counts[number] - 20) ** 2 / 20 for number in fit)
+    wanted = {n: trials * chance for n, chance in likely.items()}
+    chi = sum((counts[n] - mean) ** 2 / mean for n, mean in wanted.items())
     freedom = len(fit) - 1
     assert abs(chi - freedom) < SIGMAS * np.sqrt(2 * freedom)
 

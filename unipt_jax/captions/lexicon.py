@@ -137,6 +137,18 @@ class Lexicon:
             )
         return self.known[found, without]
 
+    def fullest(self, found: frozenset, without: frozenset) -> tuple[int, ...]:
+        """Those of the admitted templates that tell of the most things found."""
+        key = "fullest", found, without
+        if key not in self.known:
+            admitted = self.admitted(found, without)
+            told = [len(self.templates[n].attributes & found) for n in admitted]
+            most = max(told)
+            self.known[key] = tuple(
+                n for n, count in zip(admitted, told, strict=True) if count == most
+            )
+        return self.known[key]
+
 
 def read(own: str | os.PathLike = "", prompts: str = "first") -> Lexicon:
     """The lexicon of the house, changed as a user's own file says.
