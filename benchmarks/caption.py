@@ -25,7 +25,7 @@ from benchmarks import report
 from configs import caption as configs
 from unipt_jax import encoder as encoders
 from unipt_jax import host, sharding
-from unipt_jax.captions import compose, conquer, generate, lexicon, pictures
+from unipt_jax.captions import compose, conquer, generate, lexicon, pictures, reading
 from unipt_jax.captions.conquer import STEPS
 from unipt_jax.captions.lexicon import OPTIONAL
 from unipt_jax.captions.outputs import Outputs, Row
@@ -86,7 +86,7 @@ class Ours:
         self.config.data.threads = threads
         self.config.shard = BATCH
         self.config.keep_records = False
-        self.source, self.words = source, lexicon.read()
+        self.source, self.words = source, reading.read()
         self.encoder = encoders.load(clip, mesh=sharding.local_mesh(), dtype="float32")
         self.judge = conquer.Judge(self.encoder, self.words, BATCH)
         self.thresholds = {name: round(0.9 * STEPS) for name in OPTIONAL}

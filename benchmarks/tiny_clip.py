@@ -26,7 +26,7 @@ from safetensors.numpy import save_file
 from data_prep.synthetic import draw, people
 from unipt_jax import encoder as encoders
 from unipt_jax import host, optim, sharding, transfer, tree, weights
-from unipt_jax.captions import lexicon
+from unipt_jax.captions import lexicon, reading
 from unipt_jax.data import images, tokenizers, transforms
 from unipt_jax.models import unipt
 
@@ -287,7 +287,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes that draw")
     parser.add_argument("--every", type=int, default=1000, help="steps between files")
     args = parser.parse_args()
-    words = lexicon.read(prompts="all")
+    words = reading.read(prompts="all")
     tokenizer, tokens = tokenise(words)
     targets = Targets(words, tokens)
     model = encoders.build_model({"model": MODEL}, tokenizer)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from benchmarks import tiny_clip
 from unipt_jax import encoder, main, sharding
-from unipt_jax.captions import lexicon
+from unipt_jax.captions import reading
 from unipt_jax.models import unipt
 
 HEIGHT, WIDTH = 48, 16
@@ -48,7 +48,7 @@ FIELDS = {
 
 def write_clip(folder: pathlib.Path) -> pathlib.Path:
     """A CLIP with random weights, as `benchmarks.tiny_clip` writes its own."""
-    tokenizer, _ = tiny_clip.tokenise(lexicon.read(prompts="all"))
+    tokenizer, _ = tiny_clip.tokenise(reading.read(prompts="all"))
     model = encoder.build_model({"model": MODEL}, tokenizer)
     params = helpers.random_like(lambda key: unipt.initialise(model, key))
     for tower in ("image", "text"):  # what is seen and read counts more than biases

@@ -13,9 +13,9 @@ pytest.importorskip("build", reason="building a wheel needs the `build` package"
 USE = """
 import sys
 import data_prep.build, unipt_jax.main
-from unipt_jax.captions import lexicon
+from unipt_jax.captions import reading
 assert unipt_jax.__file__.startswith(sys.argv[1]), unipt_jax.__file__
-assert len(lexicon.read().templates) >= 456
+assert len(reading.read().templates) >= 456
 encoder = unipt_jax.load(sys.argv[2])
 print(encoder.encode_text(["a man in a red coat"]).shape)
 """

@@ -13,7 +13,7 @@ import numpy as np
 
 from data_prep.synthetic import people
 from data_prep.synthetic.people import pick, pick_weighted
-from unipt_jax.captions import compose, lexicon
+from unipt_jax.captions import compose, lexicon, reading
 from unipt_jax.captions.lexicon import OPTIONAL, REQUIRED
 
 CORRUPTED = 0.2  # the share of attributes told wrongly
@@ -28,7 +28,7 @@ PRIORS = {
 @functools.cache
 def words() -> lexicon.Lexicon:
     """The phrases and templates of the caption job."""
-    return lexicon.read()
+    return reading.read()
 
 
 @functools.cache

@@ -3,13 +3,13 @@
 import captioning
 import pytest
 
-from unipt_jax.captions import lexicon
+from unipt_jax.captions import reading
 
 
 @pytest.fixture(scope="session")
 def words():
     """The lexicon of the house."""
-    return lexicon.read()
+    return reading.read()
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from unipt_jax.captions import lexicon
+from unipt_jax.captions import lexicon, reading
 from unipt_jax.errors import UserError
 
 HERE = "# here"  # stands on the line that an error must name
@@ -124,7 +124,7 @@ def write(folder: pathlib.Path, text: str) -> pathlib.Path:
 
 def read(folder: pathlib.Path, text: str, prompts: str = "first") -> lexicon.Lexicon:
     """The lexicon with a user's file of that text."""
-    return lexicon.read(write(folder, text), prompts)
+    return reading.read(write(folder, text), prompts)
 
 
 def line_of(text: str, part: str) -> int:
@@ -137,7 +137,7 @@ def refused(folder: pathlib.Path, text: str) -> str:
     """What the error says after FILE:LINE, the line that is marked in the text."""
     file = write(folder, text)
     with pytest.raises(UserError) as caught:
-        lexicon.read(file)
+        reading.read(file)
     said = str(caught.value)
     assert "\n" not in said
     start = f"{file}:{line_of(text, HERE)}: "

@@ -102,7 +102,7 @@ import json, sys
 sys.path.insert(0, "tests/captions")
 import lexicons, test_compose
 from unipt_jax.captions import lexicon
-words = lexicon.read(sys.argv[1])
+words = reading.read(sys.argv[1])
 people = [test_compose.anyone(words, n) for n in range(40)]
 said = [test_compose.say(words, p, f"{n}.jpg", 2) for n, p in enumerate(people)]
 print(json.dumps(said))
@@ -387,9 +387,7 @@ def test_templates_are_drawn_as_often_as_they_should_be(words, things):
     most = max(len(words.templates[n].attributes & set(things)) for n in fit)
     full = {n for n in fit if len(words.templates[n].attributes & set(things)) == most}
     share = 1 / compose.FULLEST  # of the captions, whatever their templates tell of
-    likely = {
-        n: share / len(fit) + (n in full) * (1 - share) / len(full) for n in fit
-    }
+    likely = {n: share / len(fit) + (n in full) * (1 - share) / len(full) for n in fit}
     trials = round(20 / min(likely.values()))
     counts = collections.Counter(
         compose.compose(words, person, compose.Draws(1, f"{n}.jpg")).template

@@ -8,7 +8,7 @@ from PIL import Image
 
 from unipt_jax import encoder as encoders
 from unipt_jax import tree
-from unipt_jax.captions import conquer, lexicon
+from unipt_jax.captions import conquer, reading
 from unipt_jax.captions.conquer import STEPS, Judge, fit_thresholds
 from unipt_jax.captions.lexicon import OPTIONAL
 
@@ -96,7 +96,7 @@ def assert_decided(best, steps, odds, words):
 
 @pytest.mark.parametrize("prompts", ["first", "all"])
 def test_decisions_and_probabilities_equal_numpys(encoder, pixels, prompts):
-    words = lexicon.read(prompts=prompts)
+    words = reading.read(prompts=prompts)
     best, steps = findings(Judge(encoder, words, 4), pixels)
     assert best.shape == steps.shape == (IMAGES, len(words.attributes))
     assert best.dtype == steps.dtype == np.int32
@@ -109,7 +109,7 @@ def test_decisions_and_probabilities_equal_numpys(encoder, pixels, prompts):
 
 
 def test_a_phrase_asked_in_several_ways_is_the_mean_of_unit_vectors(encoder):
-    words = lexicon.read(prompts="all")
+    words = reading.read(prompts="all")
     phrases = [p for a in words.attributes.values() for p in a.phrases][-40:]
     assert {len(p.prompts) for p in phrases} == {4}
     found = conquer.embed_prompts(encoder, phrases)
@@ -132,7 +132,7 @@ def test_equal_phrases_and_equal_roundings_go_to_the_first_in_the_files(
             for name in ("c", "a", "d", "b")
         )
     )
-    words = lexicon.read(own)
+    words = reading.read(own)
     column = list(words.attributes).index("hair")
     best, steps = findings(Judge(encoder, words, 4), pixels)
     assert (best[:, column] == 0).all() and (steps[:, column] == 2500).all()

@@ -6,16 +6,16 @@ import pathlib
 import lexicons
 import pytest
 
-from unipt_jax.captions import lexicon
+from unipt_jax.captions import reading
 from unipt_jax.captions.lexicon import OPTIONAL, PAPER, REQUIRED
 
-HOUSE = pathlib.Path(lexicon.__file__).parent
+HOUSE = pathlib.Path(reading.__file__).parent
 
 
 @pytest.fixture(scope="module")
 def asked():
     """The lexicon of the house, with every prompt."""
-    return lexicon.read(prompts="all")
+    return reading.read(prompts="all")
 
 
 def phrase_of(words, attribute, value):
@@ -324,7 +324,7 @@ def test_a_file_with_nothing_in_it_changes_nothing(words, tmp_path):
 def test_a_home_folder_is_found_by_its_tilde(tmp_path, monkeypatch):
     lexicons.write(tmp_path, "synonyms: {flees: [flees]}\n")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert "flees" in lexicon.read("~/phrases.yaml").synonyms
+    assert "flees" in reading.read("~/phrases.yaml").synonyms
 
 
 # --- the traps of YAML ---------------------------------------------------------------
@@ -359,7 +359,7 @@ attributes:
 def test_a_byte_order_mark_and_windows_line_ends_are_no_matter(tmp_path):
     file = tmp_path / "phrases.yaml"
     file.write_bytes(b"\xef\xbb\xbfsynonyms:\r\n  flees: [flees, runs off]\r\n")
-    assert lexicon.read(file).synonyms["flees"] == ("flees", "runs off")
+    assert reading.read(file).synonyms["flees"] == ("flees", "runs off")
 
 
 def test_a_letter_of_any_language_is_kept(tmp_path):

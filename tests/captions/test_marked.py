@@ -3,7 +3,7 @@
 import lexicons
 import pytest
 
-from unipt_jax.captions import lexicon
+from unipt_jax.captions import reading
 from unipt_jax.errors import UserError
 
 BAG = "attributes:\n  bag:\n"
@@ -391,7 +391,7 @@ def test_a_mistake_is_named_with_its_line_and_a_remedy(mistake, tmp_path):
 def test_a_file_that_is_not_there_is_named(tmp_path):
     for path in (tmp_path / "none.yaml", tmp_path):
         with pytest.raises(UserError, match="cannot be read") as caught:
-            lexicon.read(path)
+            reading.read(path)
         assert str(path) in str(caught.value)
         assert "give a YAML file" in str(caught.value)
 
@@ -401,7 +401,7 @@ def test_a_file_that_is_not_utf_8_is_named(encoding, tmp_path):
     file = tmp_path / "phrases.yaml"
     file.write_bytes("synonyms: {étui: [étui]}\n".encode(encoding))
     with pytest.raises(UserError, match="cannot be read.*codec.*give a YAML") as caught:
-        lexicon.read(file)
+        reading.read(file)
     assert str(file) in str(caught.value)
 
 
@@ -409,9 +409,9 @@ def test_aliases_without_end_are_refused(tmp_path):
     for text in ("synonyms: &all {a: *all}\n", "a: " + "[" * 3000 + "]" * 3000):
         file = lexicons.write(tmp_path, text)
         with pytest.raises(UserError, match="without end.*alias"):
-            lexicon.read(file)
+            reading.read(file)
 
 
 def test_only_first_and_all_are_known_of_prompts():
     with pytest.raises(UserError, match="prompts 'some' is not one of first, all"):
-        lexicon.read(prompts="some")
+        reading.read(prompts="some")

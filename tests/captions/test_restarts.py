@@ -12,7 +12,7 @@ import kills
 import pytest
 
 from unipt_jax import encoder
-from unipt_jax.captions import conquer, generate, lexicon, outputs
+from unipt_jax.captions import conquer, generate, lexicon, outputs, reading
 from unipt_jax.captions import report as pages
 from unipt_jax.errors import Stopped
 
@@ -83,7 +83,7 @@ def short(captioner, photos, tmp_path_factory):
     job = captioner.of(data__images=place / "list.txt", shard=2, calibrate__images=2)
     whole = job.make(place / "whole")
     (whole / "report.html").write_text("a page")
-    found, words = encoder.load(captioner.model), lexicon.read()
+    found, words = encoder.load(captioner.model), reading.read()
     return job, whole, found, words, generate.Judge(found, words, 4).prompts
 
 

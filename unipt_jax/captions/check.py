@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from tqdm import tqdm
 
-from unipt_jax.captions import lexicon as lexicons
+from unipt_jax.captions import reading
 from unipt_jax.captions.compose import Draws, Filling
 from unipt_jax.captions.lexicon import OPTIONAL, Lexicon, Phrase
 from unipt_jax.captions.templates import SOUNDS_A, SOUNDS_AN, Template
@@ -228,7 +228,7 @@ def check(words: Lexicon, progress: bool = True) -> list[Fault]:
 def main(argv: Sequence[str]) -> int:
     """Checks our lexicon, or ours changed by a user's own file."""
     try:
-        found = check(lexicons.read(argv[1] if len(argv) > 1 else ""))
+        found = check(reading.read(argv[1] if len(argv) > 1 else ""))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

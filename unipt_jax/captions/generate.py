@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from unipt_jax import encoder as encoders
 from unipt_jax import report, rundir, sharding
-from unipt_jax.captions import compose, lexicon, pictures, quality
+from unipt_jax.captions import compose, pictures, quality, reading
 from unipt_jax.captions import report as pages
 from unipt_jax.captions.conquer import STEPS, Judge, fit_thresholds
 from unipt_jax.captions.lexicon import OPTIONAL, PAPER, Lexicon, Phrase
@@ -43,7 +43,7 @@ def run(config: Any, workdir: str) -> None:
     source = pictures.open_pictures(
         config.data.images, config.data.records, config.data.split
     )
-    words = lexicon.read(config.phrases, config.prompts)
+    words = reading.read(config.phrases, config.prompts)
     with config.unlocked():
         config.dtype = _dtype(config.dtype)
     folder = epath.Path(workdir)
