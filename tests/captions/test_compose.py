@@ -101,7 +101,7 @@ SCRIPT = """
 import json, sys
 sys.path.insert(0, "tests/captions")
 import lexicons, test_compose
-from unipt_jax.captions import lexicon
+from unipt_jax.captions import reading
 words = reading.read(sys.argv[1])
 people = [test_compose.anyone(words, n) for n in range(40)]
 said = [test_compose.say(words, p, f"{n}.jpg", 2) for n, p in enumerate(people)]

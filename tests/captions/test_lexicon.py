@@ -262,11 +262,11 @@ attributes:
 def test_replaced_templates_are_the_users_alone(words, tmp_path):
     text = """
 replace: [templates]
-templates: ["{A person} {action.does}.", "{A person} has {bag}."]
+templates: ["{A person} has {hair}.", "{A person} has {bag}."]
 """
     new = lexicons.read(tmp_path, text)
     assert [t.source for t in new.templates] == [
-        "{A person} {action.does}.",
+        "{A person} has {hair}.",
         "{A person} has {bag}.",
     ]
     assert len(new.extras["bag"]) == len(words.extras["bag"])

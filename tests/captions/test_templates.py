@@ -5,6 +5,7 @@ import pytest
 
 from unipt_jax.captions import lexicon, templates
 from unipt_jax.captions.marked import Text
+from unipt_jax.errors import UserError
 
 
 def one(text):
@@ -203,7 +204,7 @@ def test_articles_and_capitals_of_blanks_and_groups(source, expected):
     attributes = {n: lexicon.Attribute(n, kind, ()) for n, kind in kinds.items()}
     synonyms = {"open": ("opened",)}
     if expected is None:
-        with pytest.raises(lexicon.UserError, match="no group of synonyms"):
+        with pytest.raises(UserError, match="no group of synonyms"):
             templates.parse(Text(source), attributes, synonyms)
     else:
         template = templates.parse(Text(source), attributes, synonyms)

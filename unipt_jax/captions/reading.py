@@ -94,7 +94,7 @@ def _check_covers(words: Lexicon, whole: Table) -> None:
     for attribute in words.attributes.values():
         alone = {frozenset(phrase.without) for phrase in attribute.phrases}
         unions = {union | one for union in unions for one in alone}
-    for union in sorted(unions, key=sorted):
+    for union in sorted(unions, key=lambda names: (len(names), sorted(names))):
         beside = " and ".join(f"{{{name}}}" for name in sorted(union))
         beside = f", without {beside}" if union else ""
         if not words.admitted(frozenset(), union):
