@@ -1,9 +1,19 @@
-"""Trains the small CLIP that captions the embedded synthetic persons.
+r"""Trains the small CLIP that captions the embedded synthetic persons.
 
 In: the phrases of `unipt_jax.captions`, and persons drawn as fast as they are learnt
 from, none of them twice. Out: a folder that `unipt_jax.load` opens.
 
-    python -m benchmarks.tiny_clip --out data_prep/synthetic/clip --steps 12000
+Four goes of about 15 to 40 minutes on two cores made the weights in
+`data_prep/synthetic/clip`, each from the one before, with more weight on what was still
+hard:
+
+    python -m benchmarks.tiny_clip --out a --steps 11000 --until 4000
+    python -m benchmarks.tiny_clip --init a --out b --steps 12500 --until 3000 --lr 1.5e-3 \
+        --seed 1000 --emphasise age,bag,glasses,smoke,hat,cellphone,gloves
+    python -m benchmarks.tiny_clip --init b --out c --steps 8500 --until 3500 --lr 1.5e-3 \
+        --seed 2000 --emphasise age,action,hair,bag,glasses,smoke,hat,cellphone,gloves
+    python -m benchmarks.tiny_clip --init c --out data_prep/synthetic/clip --steps 6500 \
+        --lr 1.3e-3 --seed 3000 --emphasise glasses,age,hair,hat --emphasis 6
 
 Each attribute is a softmax over the prompts of its phrases, as in captioning, so what is
 minimised is what the captioner decides by; of the many phrases for clothes a step sees
@@ -16,7 +26,7 @@ import json
 import multiprocessing
 import pathlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +53,6 @@ FREQUENCIES = {
     "vehicle": 0.2,
 }
 CANDIDATES = {"upper": 112, "lower": 72}  # phrases for clothes that one step sees
-EMPHASIS = 3.0  # the weight of what --emphasise names
 STATS = dict(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 MODEL = dict(
     image=dict(
@@ -99,9 +108,9 @@ def drawn(job: tuple[int, int, int]) -> tuple[np.ndarray, list[dict[str, str]]]:
     return np.stack(pixels), truths
 
 
-def stream(seed: int, start: int, steps: int, size: int, workers: int) -> Iterator:
-    """Batches `start` to `steps`, drawn by other processes."""
-    jobs = ((seed, number, size) for number in range(start, steps))
+def stream(seed: int, count: int, size: int, workers: int) -> Iterator:
+    """The first batches, drawn by other processes."""
+    jobs = ((seed, number, size) for number in range(count))
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         pending: list = []
         for job in jobs:
@@ -175,11 +184,11 @@ def make_loss(
     model: unipt.DualEncoder,
     names: list[str],
     parts: dict[str, list[str]],
-    emphasised: Sequence[str],
+    heavy: Mapping[str, float],
 ):
     """The mean cross-entropy of the attributes, and of the parts of clothes.
 
-    emphasised: those that weigh `EMPHASIS` times as much as others.
+    heavy: the weight of those that weigh more than 1.
     """
 
     def loss(params, batch: dict) -> tuple[jax.Array, dict]:
@@ -197,7 +206,7 @@ def make_loss(
             for fact in (name, *parts.get(name, ())):
                 hit = jnp.where(batch["true"][fact], own, -1e9)
                 terms[fact] = -jax.nn.logsumexp(hit, axis=1).mean()
-        weight = {f: EMPHASIS if f in emphasised else 1.0 for f in terms}
+        weight = {fact: heavy.get(fact, 1.0) for fact in terms}
         total = sum(weight[fact] * term for fact, term in terms.items())
         return total / sum(weight.values()), terms | {"scale": scale}
 
@@ -270,23 +279,38 @@ def write(folder: pathlib.Path, model, params, tokenizer) -> None:
     tokenizer.save(folder)
 
 
-def main() -> None:
-    """Trains, evaluates, writes."""
+def arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=pathlib.Path, required=True)
-    parser.add_argument("--steps", type=int, default=12000)
+    parser.add_argument("--steps", type=int, default=12000, help="of the schedule")
+    parser.add_argument("--until", type=int, default=0, help="end after so many")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--init", help="a folder of this program's, to go on from")
-    parser.add_argument(
-        "--emphasise",
-        default="",
-        help="attributes that weigh more, with commas between",
-    )
+    parser.add_argument("--emphasise", default="", help="attributes, with commas")
+    parser.add_argument("--emphasis", type=float, default=3.0, help="their weight")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw")
-    parser.add_argument("--every", type=int, default=1000, help="steps between files")
-    args = parser.parse_args()
+    parser.add_argument("--every", type=int, default=500, help="steps between files")
+    return parser.parse_args()
+
+
+def make_step(loss, optimiser: optim.Optimiser):
+    """The compiled update: (state, batch) -> (state, metrics)."""
+
+    def step(state, batch):
+        grad = jax.value_and_grad(loss, has_aux=True)
+        (value, terms), grads = grad(state.params, batch)
+        state, numbers = optimiser.update(state, value, grads)
+        return state, {"loss": value} | terms | numbers
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def main() -> None:
+    """Trains, evaluates, writes."""
+    args = arguments()
     words = reading.read(prompts="all")
     tokenizer, tokens = tokenise(words)
     targets = Targets(words, tokens)
@@ -300,29 +324,19 @@ def main() -> None:
     else:
         params = unipt.initialise(model, jax.random.key(args.seed))
     state = optimiser.init(params)
-    names = list(words.attributes)
+    heavy = dict.fromkeys(args.emphasise.split(","), args.emphasis)
     parts = {name: list(facts) for name, facts in targets.parts.items()}
-    loss = make_loss(model, names, parts, args.emphasise.split(","))
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def step(state, batch):
-        (value, terms), grads = jax.value_and_grad(loss, has_aux=True)(
-            state.params, batch
-        )
-        state, numbers = optimiser.update(state, value, grads)
-        return state, {"loss": value} | terms | numbers
-
-    begin = time.monotonic()
-    batches = stream(args.seed, 0, args.steps, args.batch, args.workers)
+    step = make_step(make_loss(model, list(words.attributes), parts, heavy), optimiser)
+    begin, end = time.monotonic(), args.until or args.steps
+    batches = stream(args.seed, end, args.batch, args.workers)
     for done, (pixels, truths) in enumerate(batches, start=1):
         batch = targets.batch(truths, np.random.default_rng((args.seed, 1, done)))
         state, metrics = step(state, batch | {"image": pixels})
-        if done % 100 == 0 or done in (1, 10):
+        if done % 100 == 0 or done == 1:
             row = {k: round(float(v), 3) for k, v in jax.device_get(metrics).items()}
-            print(
-                done, f"{time.monotonic() - begin:.0f} s", json.dumps(row), flush=True
-            )
-        if done % args.every == 0 or done == args.steps:
+            seconds = f"{time.monotonic() - begin:.0f} s"
+            print(done, seconds, json.dumps(row), flush=True)
+        if done % args.every == 0 or done == end:
             found = evaluate(model, state.params, targets, args.seed + 1, 8)
             print(done, json.dumps(found), flush=True)
             write(args.out, model, state.params, tokenizer)
