@@ -22,12 +22,12 @@ from etils import epath
 from PIL import Image
 
 from benchmarks import report
-from configs import caption as configs
 from unipt_jax import encoder as encoders
 from unipt_jax import host, sharding
-from unipt_jax.captions import compose, conquer, generate, lexicon, pictures, reading
+from unipt_jax.captions import compose, conquer, lexicon, pictures, reading, work
 from unipt_jax.captions.conquer import STEPS
 from unipt_jax.captions.lexicon import OPTIONAL
+from unipt_jax.captions.loading import Loader
 from unipt_jax.captions.outputs import Outputs, Row
 from unipt_jax.data import images
 
@@ -82,14 +82,25 @@ class Ours:
     """The caption job, its prompts embedded."""
 
     def __init__(self, source, clip: pathlib.Path, threads: int) -> None:
-        self.config = configs.get_config().unlock()
-        self.config.data.threads = threads
-        self.config.shard = BATCH
-        self.config.keep_records = False
         self.source, self.words = source, reading.read()
         self.encoder = encoders.load(clip, mesh=sharding.local_mesh(), dtype="float32")
         self.judge = conquer.Judge(self.encoder, self.words, BATCH)
-        self.thresholds = {name: round(0.9 * STEPS) for name in OPTIONAL}
+        loader = Loader(
+            source=source,
+            size=self.encoder.size,
+            fit=self.encoder.fit,
+            batch_size=self.judge.batch_size,
+            threads=threads,
+            keep=False,
+        )
+        self.writer = work.Writer(
+            loader=loader,
+            judge=self.judge,
+            words=self.words,
+            thresholds={name: round(0.9 * STEPS) for name in OPTIONAL},
+            seed=0,
+            count=1,
+        )
 
     def run(self) -> None:
         """All images, to written captions."""
@@ -102,12 +113,9 @@ class Ours:
                 aligned=False,
                 keep_records=False,
             )
-            job = generate.Job(
-                self.config, self.source, self.words, self.judge, outputs
-            )
             with contextlib.redirect_stderr(io.StringIO()):
-                job.write_shards(self.thresholds)
-                outputs.join(False)
+                work.write_shards(self.writer, outputs, shard_size=BATCH)
+                outputs.join()
                 outputs.finish({})
 
     def forward(self) -> None:
@@ -152,7 +160,6 @@ class Reference:
     def run(self) -> None:
         """All images, to written captions."""
         ours = self.ours
-        job = generate.Job(ours.config, ours.source, ours.words, ours.judge, None)
         count = len(ours.source)
         with (
             concurrent.futures.ThreadPoolExecutor(self.threads) as pool,
@@ -166,7 +173,7 @@ class Reference:
                 ids = [image_id for image_id, _ in loaded]
                 pixels = self.torch.stack([pixels for _, pixels in loaded])
                 for image_id, *found in zip(ids, *self._decide(pixels), strict=True):
-                    row = job.caption(Row(0, image_id), *found, ours.thresholds)
+                    row = ours.writer.caption(Row(0, image_id), *found)
                     file.write(row.line())
 
     def forward(self) -> None:

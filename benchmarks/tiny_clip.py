@@ -149,7 +149,6 @@ class Targets:
         facts = list(self.attributes[name].phrases[0].facts)
         rows = []
         for truth in truths:
-            truth = {"lower_pattern": "plain"} | truth
             rows.append(self.index[name][tuple(sorted((f, truth[f]) for f in facts))])
         return np.array(rows, np.int32)
 

@@ -51,7 +51,6 @@ def quickstart() -> ConfigDict:
     """A pair small enough for two cores and a few minutes, on the embedded persons."""
     config = get_config("synthetic").unlock()
     config.recipe = "quickstart"
-    config.data.captions = "runs/quickstart/captions"  # by configs/caption.py
     config.init.image = ""
     config.model.image = common.vit(
         96, 3, 4, height=96, width=32, patch=(16, 8), dropout=0.0, norm_eps=1e-6

@@ -10,7 +10,8 @@ import jinja2
 import matplotlib
 from matplotlib.figure import Figure
 
-STYLE = """ body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem;
+STYLE = """
+ body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem;
         padding: 0 1rem; color: #222; }
  h1 { font-size: 1.5rem; margin-bottom: 0 } .sub { color: #666; margin-top: .2rem }
  table { border-collapse: collapse } th, td { padding: .3rem .9rem; text-align: right;

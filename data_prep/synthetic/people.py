@@ -380,6 +380,7 @@ def attributes(person: Person, view: View) -> dict[str, str]:
     """
     return dict(person.attributes) | {
         "action": view.action,
+        "lower_pattern": "plain",
         "facing": view.facing,
         "camera": str(view.camera),
         "hair_tied": "tied" if person.tied_hair else "",

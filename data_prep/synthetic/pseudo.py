@@ -40,7 +40,6 @@ def _phrases(name: str) -> dict[frozenset, lexicon.Phrase]:
 
 def phrase(row: Mapping[str, str], name: str) -> lexicon.Phrase | None:
     """The phrase for what is said of an attribute, or None where there is none."""
-    row = {"lower_pattern": "plain"} | dict(row)
     facts = next(iter(_phrases(name)))
     return _phrases(name).get(frozenset((fact, row[fact]) for fact, _ in facts))
 
@@ -51,7 +50,7 @@ def _wrong(row: dict[str, str], name: str, rng: np.random.Generator) -> dict[str
         draw = people.draw_upper if name == "upper" else people.draw_lower
         called = people.upper_name if name == "upper" else people.lower_name
         parts: dict[str, str] = {}
-        while not parts or called(parts) == row[name] or not phrase(parts, name):
+        while not parts or called(parts) == row[name] or not phrase(row | parts, name):
             parts = draw(rng, pick_weighted(rng, people.GENDERS))
             colour, mistake = f"{name}_colour", pick(rng, ("colour", "cut", "both"))
             if mistake == "colour":

@@ -12,8 +12,8 @@ from unipt_jax.captions.lexicon import OPTIONAL, PRONOUNS, Lexicon, Phrase
 from unipt_jax.captions.templates import Piece, article, capital
 
 PAIR = 8  # one noun in so many that is many comes as "a pair of"
-# All but one template in so many are of those that tell of the most things found: what a
-# template weaves in reads better than sentences in a row.
+# One draw in so many takes any template that fits, the others one of those that tell of
+# the most things found: what is woven in reads better than sentences in a row.
 FULLEST = 4
 TRIES = 64  # for captions of one image that differ
 

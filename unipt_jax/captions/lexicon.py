@@ -93,40 +93,40 @@ class Lexicon:
     extras: Mapping[str, tuple[Template, ...]]
     synonyms: Mapping[str, tuple[str, ...]]
     digest: str
-    known: dict = dataclasses.field(default_factory=dict, repr=False)
+    _known: dict = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def adds(self, name: str, without: frozenset) -> tuple[Template, ...]:
         """Extras for an optional attribute, beside phrases with those `without`."""
-        if (name, without) not in self.known:
-            self.known[name, without] = tuple(
+        if (name, without) not in self._known:
+            self._known[name, without] = tuple(
                 extra
                 for extra in self.extras[name]
                 if (extra.attributes - {name}).isdisjoint(without)
             )
-        return self.known[name, without]
+        return self._known[name, without]
 
     def admitted(self, found: frozenset, without: frozenset) -> tuple[int, ...]:
         """Numbers of the templates for a person with just those optional attributes.
 
         without: attributes that a template must not tell of.
         """
-        if (found, without) not in self.known:
-            self.known[found, without] = tuple(
+        if (found, without) not in self._known:
+            self._known[found, without] = tuple(
                 number
                 for number, template in enumerate(self.templates)
                 if template.attributes.isdisjoint(without)
                 and template.attributes & set(OPTIONAL) <= found
             )
-        return self.known[found, without]
+        return self._known[found, without]
 
     def fullest(self, found: frozenset, without: frozenset) -> tuple[int, ...]:
         """Those of the admitted templates that tell of the most things found."""
         key = "fullest", found, without
-        if key not in self.known:
+        if key not in self._known:
             admitted = self.admitted(found, without)
             told = [len(self.templates[n].attributes & found) for n in admitted]
             most = max(told)
-            self.known[key] = tuple(
+            self._known[key] = tuple(
                 n for n, count in zip(admitted, told, strict=True) if count == most
             )
-        return self.known[key]
+        return self._known[key]

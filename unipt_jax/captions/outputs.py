@@ -5,16 +5,16 @@ In its folder: the caption record set itself, `captions.jsonl`, `skipped.jsonl`;
 `parts/` holds each shard's lines.
 """
 
+import contextlib
 import dataclasses
 import json
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from etils import epath
 
 from unipt_jax.data.records import CaptionRecord, PersonRecord
-from unipt_jax.data.shards import ShardedSet
+from unipt_jax.data.shards import ShardedSet, partial_of, settle
 from unipt_jax.errors import UserError
 
 CAPTIONS, SKIPPED, LUPERSON_T = "captions.jsonl", "skipped.jsonl", "luperson_t.json"
@@ -24,7 +24,7 @@ CAPTIONS, SKIPPED, LUPERSON_T = "captions.jsonl", "skipped.jsonl", "luperson_t.j
 class Row:
     """One image's result.
 
-    index: its number in the source. record: the image, where records are kept.
+    index: its number among the images given. record: the image, where records are kept.
     evidence: attribute -> phrase, value, probability. templates: the number of each
     caption's. reason: why it has no captions, "" where it has.
     """
@@ -79,28 +79,37 @@ class Outputs:
 
     def done(self, shard: int) -> bool:
         """Whether a shard is written, all of it."""
-        return self._captions.done(shard)
+        return self._captions.done(shard) and self._part(shard).exists()
 
     def _part(self, shard: int) -> epath.Path:
         return self._parts / f"{shard:05d}.jsonl"
 
-    def write(self, shard: int, rows: Sequence[Row]) -> None:
-        """Writes a shard; the caption records come last and make it done."""
+    @contextlib.contextmanager
+    def open(self, shard: int) -> Iterator[Callable[[Iterable[Row]], None]]:
+        """Gives what takes a shard's rows, some at a time; the shard is there at the end
+        of the block, unless that raised. The caption records come last and make it done.
+        """
         self._parts.mkdir(parents=True, exist_ok=True)
-        partial = self._part(shard).with_suffix(".partial")
-        partial.write_text("".join(row.line() for row in rows))
-        partial.replace(self._part(shard))
-        kept = [row for row in rows if self._aligned or not row.reason]
-        if self._records is not None:
-            self._records.write(shard, [row.record for row in kept])
-        self._captions.write(
-            shard, [CaptionRecord(r.image_id, r.captions, r.evidence) for r in kept]
-        )
+        part = partial_of(self._part(shard))
+        with contextlib.ExitStack() as sets:
+            caption = sets.enter_context(self._captions.open(shard))
+            record = None
+            if self._records is not None:
+                record = sets.enter_context(self._records.open(shard))
+            with part.open("w") as lines:
 
-    def wait(self, shard: int, seconds: float = 2.0) -> None:
-        """Waits until a shard is written, by whatever process."""
-        while not self.done(shard):
-            time.sleep(seconds)
+                def add(rows: Iterable[Row]) -> None:
+                    for row in rows:
+                        lines.write(row.line())
+                        if row.reason and not self._aligned:
+                            continue
+                        if record is not None:
+                            record(row.record)
+                        said = row.image_id, row.captions, row.evidence
+                        caption(CaptionRecord(*said))
+
+                yield add
+            settle(part, self._part(shard))
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """What all shards' lines say, in order."""
@@ -108,36 +117,40 @@ class Outputs:
             with self._part(shard).open() as lines:
                 yield from map(json.loads, lines)
 
-    def join(self, luperson_t: bool) -> dict[str, int]:
+    def join(self) -> dict[str, int]:
         """Makes one file of all shards' lines; how many images have captions, or not."""
-        names = (CAPTIONS, SKIPPED, *((LUPERSON_T,) if luperson_t else ()))
-        partial = {name: self.folder / f"{name}.partial" for name in names}
-        files = {name: file.open("w") for name, file in partial.items()}
-        counts = {CAPTIONS: 0, SKIPPED: 0}
-        for shard in range(self.shards):
-            with self._part(shard).open() as lines:
-                for line in lines:
-                    row = json.loads(line)
-                    kind = SKIPPED if "reason" in row else CAPTIONS
-                    files[kind].write(line)
-                    if luperson_t and kind == CAPTIONS:
-                        said = {k: row[k] for k in ("file_path", "captions")}
-                        said["file_path"] = said["file_path"] or row["image_id"]
-                        begin = ",\n" if counts[CAPTIONS] else "[\n"
-                        text = json.dumps(said, ensure_ascii=False)
-                        files[LUPERSON_T].write(begin + text)
-                    counts[kind] += 1
-        if luperson_t:
-            files[LUPERSON_T].write("\n]\n" if counts[CAPTIONS] else "[]\n")
+        names = (CAPTIONS, SKIPPED)
+        partial = {name: partial_of(self.folder / name) for name in names}
+        counts = dict.fromkeys(names, 0)
+        with contextlib.ExitStack() as files:
+            out = {n: files.enter_context(partial[n].open("w")) for n in names}
+            for shard in range(self.shards):
+                with self._part(shard).open() as lines:
+                    for line in lines:
+                        kind = SKIPPED if "reason" in json.loads(line) else CAPTIONS
+                        out[kind].write(line)
+                        counts[kind] += 1
         for name in names:
-            files[name].close()
-            partial[name].replace(self.folder / name)
+            settle(partial[name], self.folder / name)
         if not counts[CAPTIONS]:
             raise UserError(
                 f"none of the {counts[SKIPPED]} images can be read; "
                 f"{self.folder / SKIPPED} says why"
             )
         return {"captioned": counts[CAPTIONS], "skipped": counts[SKIPPED]}
+
+    def write_luperson_t(self) -> None:
+        """Writes captions.jsonl again as one JSON list of {file_path, captions}."""
+        file = self.folder / LUPERSON_T
+        partial, begin = partial_of(file), "[\n"
+        with partial.open("w") as out, (self.folder / CAPTIONS).open() as lines:
+            for row in map(json.loads, lines):
+                path = row["file_path"] or row["image_id"]
+                said = {"file_path": path, "captions": row["captions"]}
+                out.write(begin + json.dumps(said, ensure_ascii=False))
+                begin = ",\n"
+            out.write("\n]\n")
+        settle(partial, file)
 
     def finish(self, metadata: Mapping[str, Any]) -> None:
         """Makes record sets of the shards, which ends the job."""
@@ -147,5 +160,9 @@ class Outputs:
         self.clear()
 
     def clear(self) -> None:
-        """Removes the shards' lines once everything is written."""
+        """Removes what is not wanted once everything is written: the shards' lines, and
+        what killed processes left."""
         self._parts.rmtree(missing_ok=True)
+        for folder in (self.folder, self.folder / "records"):
+            for file in folder.glob("*.partial"):
+                file.rmtree() if file.is_dir() else file.unlink(missing_ok=True)

@@ -4,6 +4,8 @@ Each is a numbered sequence of encoded files with ids. What cannot be read raise
 when it is read, never before.
 """
 
+import contextlib
+import errno
 import hashlib
 import os
 import pathlib
@@ -50,12 +52,23 @@ class RecordPictures(Pictures):
         return len(self.records)
 
     def __getitem__(self, index: int) -> PersonRecord:
-        return self.records[index]
+        try:
+            return self.records[index]
+        except UserError as error:
+            said = epath.Path(self.records.folder) / "dataset_info.json"
+            if said.exists():
+                raise  # the one record is damaged
+            raise OSError(errno.EIO, f"{self.records.folder} is gone") from error
 
     def fingerprint(self) -> dict[str, int | str]:
-        """The number of records, and the ids of the first and the last."""
-        ends = [self.records[i].image_id for i in (0, len(self) - 1)]
-        return {"images": len(self), "image_ids": "/".join(ends)}
+        """The number of records, and a hash of the set's description and of three."""
+        said = epath.Path(self.records.folder) / "dataset_info.json"
+        digest = hashlib.sha256(said.read_bytes())
+        for index in sorted({0, len(self) // 2, len(self) - 1}):
+            with contextlib.suppress(UserError, IndexError):  # a damaged one
+                record = self.records[index]
+                digest.update(record.image_id.encode() + record.image)
+        return {"images": len(self), "image_ids": digest.hexdigest()}
 
 
 class FilePictures(Pictures):
@@ -76,6 +89,10 @@ class FilePictures(Pictures):
     def __getitem__(self, index: int) -> PersonRecord:
         path = self._paths[index]
         file = self._root / path
+        if not self._root.exists():
+            raise UserError(
+                f"{self._root} is gone; bring it back, then run the same command again"
+            )
         if file.exists() and not file.is_file():  # a pipe would be waited for, for ever
             raise OSError("no file, but a folder or a device")
         if file.stat().st_size > LARGEST:
@@ -131,10 +148,16 @@ def open_pictures(images: str, records: str, split: str) -> Pictures:
 def _walk(root: pathlib.Path) -> list[str]:
     """The relative paths of all image files below a folder, sorted.
 
-    Links to folders are not followed: they may lead round in circles.
+    Links are followed, but into no folder twice: they may lead round in circles.
     """
-    found = []
-    for folder, _, files in os.walk(root, onerror=_refuse):
+    found, seen = [], {os.path.realpath(root)}
+    for folder, below, files in os.walk(root, onerror=_refuse, followlinks=True):
+        below[:] = [
+            name
+            for name in sorted(below)
+            if (real := os.path.realpath(os.path.join(folder, name))) not in seen
+            and not seen.add(real)
+        ]
         there = pathlib.PurePath(folder).relative_to(root)
         found += [
             (there / file).as_posix()

@@ -37,7 +37,9 @@ class Score:
                 rows.setdefault(truth[fact], collections.Counter())[said] += 1
             if known:
                 right = all(truth[fact] == said for fact, said in known.items())
-                self._whole.setdefault(name, []).append(right)
+                counts = self._whole.setdefault(name, [0, 0])
+                counts[0] += right
+                counts[1] += 1
 
     def figures(self) -> dict[str, Any]:
         """In percent: for each fact its accuracy, its balanced accuracy (the mean over
@@ -52,7 +54,7 @@ class Score:
             facts[fact] = _accuracy(rows)
             if "" in rows and len(rows) > 1:
                 facts[fact]["found"] = _accuracy(_there(rows))
-        whole = {name: _percent(sum(r), len(r)) for name, r in self._whole.items()}
+        whole = {name: _percent(*counts) for name, counts in self._whole.items()}
         mean = round(sum(whole.values()) / max(len(whole), 1), 2)
         return {"facts": facts, "whole": whole, "mean": mean}
 
@@ -84,25 +86,31 @@ def _accuracy(rows: Mapping[str, collections.Counter]) -> dict[str, Any]:
     }
 
 
+def rows(figures: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The figures as rows of a table: fact, accuracy, what the commonest value gives of
+    it, balanced accuracy, what the commonest value gives of that."""
+    keys = ("accuracy", "majority", "balanced", "majority_balanced")
+    out = []
+    for fact, row in figures["facts"].items():
+        out.append((fact, *(f"{row[key]:.1f}" for key in keys)))
+        if "found" in row:
+            cells = (f"{row['found'][key]:.1f}" for key in keys)
+            out.append((f"{fact}, there at all", *cells))
+    for name in figures["whole"]:
+        if name not in figures["facts"]:
+            out.append((f"{name}, whole", f"{figures['whole'][name]:.1f}", *("",) * 3))
+    return [*out, ("mean of the attributes", f"{figures['mean']:.1f}", *("",) * 3)]
+
+
 def table(figures: Mapping[str, Any]) -> str:
     """The figures as a table for a terminal."""
     heads = ("fact", "accuracy", "majority", "balanced", "majority")
-    rows = [heads]
-    keys = ("accuracy", "majority", "balanced", "majority_balanced")
-    for fact, row in figures["facts"].items():
-        rows.append((fact, *(f"{row[key]:.1f}" for key in keys)))
-        if "found" in row:
-            cells = (f"{row['found'][key]:.1f}" for key in keys)
-            rows.append((f"{fact}, there at all", *cells))
-    for name in figures["whole"]:
-        if name not in figures["facts"]:
-            rows.append((f"{name}, whole", f"{figures['whole'][name]:.1f}", *("",) * 3))
-    rows.append(("mean of the attributes", f"{figures['mean']:.1f}", *("",) * 3))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
+    lines = [heads, *rows(figures)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
     return "\n".join(
         "  ".join(
             cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
         )
-        for row in rows
+        for line in lines
     )

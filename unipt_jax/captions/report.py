@@ -1,6 +1,7 @@
 """What a caption job wrote, to look at: its rows in, figures and one page out."""
 
 import collections
+import contextlib
 import itertools
 import random
 import re
@@ -11,6 +12,7 @@ import jinja2
 from matplotlib.figure import Figure
 
 from unipt_jax import page
+from unipt_jax.captions import quality
 from unipt_jax.captions.conquer import STEPS
 from unipt_jax.captions.lexicon import OPTIONAL, Lexicon
 from unipt_jax.captions.pictures import Pictures
@@ -42,7 +44,7 @@ src="data:{{ p.mime }};base64,{{ p.base64 }}"><figcaption>{{ p.label }}</figcapt
 <p>Against what is known of each image; "majority" is what saying the commonest value
 always would give.</p>
 <table><tr><th>fact</th><th>accuracy</th><th>majority</th><th>balanced</th>
-<th>majority</th></tr>
+<th>majority, balanced</th></tr>
 {% for row in accuracy %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</table>{% endif %}
 {% for heading, chart in charts %}<h2>{{ heading }}</h2>
@@ -53,7 +55,7 @@ always would give.</p>
 
 
 class Tally:
-    """Counts over all captions, row by row, in bounded memory."""
+    """Counts over all captions, row by row; of each it keeps no more than a hash."""
 
     def __init__(self, words: Lexicon) -> None:
         self.images = 0
@@ -166,22 +168,6 @@ def _things(tally: Tally, paper: Mapping[str, float], thresholds) -> list[list[s
     return rows
 
 
-def _accuracy_rows(accuracy: Mapping[str, Any] | None) -> list[list[str]]:
-    if not accuracy:
-        return []
-    keys = ("accuracy", "majority", "balanced", "majority_balanced")
-    rows = [
-        [fact, *(f"{row[key]:.1f}" for key in keys)]
-        for fact, row in accuracy["facts"].items()
-    ]
-    rows += [
-        [f"{name}, whole", f"{share:.1f}", "", "", ""]
-        for name, share in accuracy["whole"].items()
-        if name not in accuracy["facts"]
-    ]
-    return [*rows, ["mean of the attributes", f"{accuracy['mean']:.1f}", "", "", ""]]
-
-
 def render(
     *,
     title: str,
@@ -198,14 +184,11 @@ def render(
     summary: what captions.json holds. thresholds: in steps. paper: the share of images
     with each thing in the paper. examples: images on the contact sheet.
     """
-    shown = [
-        page.Picture(
-            images.thumbnail(source[row["index"]].image),
-            " / ".join(row["captions"]),
-            True,
-        )
-        for row in tally.sample(examples)
-    ]
+    shown = []
+    for row in tally.sample(examples):
+        with contextlib.suppress(OSError, ValueError):  # removed since it was captioned
+            small = images.thumbnail(source[row["index"]].image)
+            shown.append(page.Picture(small, " / ".join(row["captions"]), True))
     values = {
         name: dict(counts.most_common(12)) for name, counts in tally.values.items()
     }
@@ -225,7 +208,7 @@ def render(
         figures={name.replace("_", " "): summary[name] for name in names},
         pictures=shown,
         things=_things(tally, paper, thresholds),
-        accuracy=_accuracy_rows(summary.get("accuracy")),
+        accuracy=quality.rows(summary["accuracy"]) if "accuracy" in summary else [],
         charts=charts,
         skipped=summary["skipped"],
     )

@@ -4,8 +4,10 @@ For jobs that take days: what is killed goes on with the first shard that is mis
 processes write side by side.
 """
 
+import contextlib
 import os
-from collections.abc import Iterable, Mapping
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import tensorflow_datasets as tfds
@@ -16,6 +18,34 @@ from unipt_jax.data import records
 from unipt_jax.errors import UserError
 
 INFO = "dataset_info.json"  # written last: a set without it is not there yet
+
+
+def settle(partial: epath.Path, file: epath.Path) -> None:
+    """Gives a written file its name once its bytes are on the disk, not before: after a
+    power cut a file that has its name is whole."""
+    descriptor = os.open(partial, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    partial.replace(file)
+
+
+def partial_of(file: epath.Path) -> epath.Path:
+    """Where this process writes a file before it has its name."""
+    return file.with_name(f"{file.name}.{socket.gethostname()}-{os.getpid()}.partial")
+
+
+@contextlib.contextmanager
+def _told(file: epath.Path) -> Iterator[None]:
+    """What the C++ code says of a full disk, which knows no OSError."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise UserError(
+            f"{file} cannot be written ({error}); make room or choose another folder, "
+            "then run the same command again"
+        ) from error
 
 
 class ShardedSet:
@@ -50,29 +80,37 @@ class ShardedSet:
 
         Raises UserError where the disk is full.
         """
+        with self.open(shard) as add:
+            for row in rows:
+                add(row)
+
+    @contextlib.contextmanager
+    def open(self, shard: int) -> Iterator[Callable[[Any], None]]:
+        """As `write`, record by record: gives what takes one; the shard appears at the
+        end of the block, unless that raised."""
         self.folder.mkdir(parents=True, exist_ok=True)
         features = records.features(self.kind)
         serialiser = tfds.core.example_serializer.ExampleSerializer(
             features.get_serialized_info()
         )
         file = self.file(shard)
-        partial = file.with_name(f"{file.name}.partial")
-        try:
+        partial = partial_of(file)
+        with _told(file):
             writer = array_record_module.ArrayRecordWriter(
                 os.fspath(partial), "group_size:1"
             )
-            for row in rows:
-                example = features.encode_example(records.encode(row))
-                example = serialiser.get_tf_example(example)
+
+        def add(row: Any) -> None:
+            example = features.encode_example(records.encode(row))
+            example = serialiser.get_tf_example(example)
+            with _told(file):
                 # Else every process has a record's fields in an order of its own.
                 writer.write(example.SerializeToString(deterministic=True))
+
+        yield add
+        with _told(file):
             writer.close()
-        except RuntimeError as error:  # of C++: it knows no OSError
-            raise UserError(
-                f"{file} cannot be written ({error}); make room or choose another "
-                "folder, then run the same command again"
-            ) from error
-        partial.replace(file)
+        settle(partial, file)
 
     def lengths(self) -> list[int]:
         """Records in each shard."""

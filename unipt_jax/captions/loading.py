@@ -1,0 +1,128 @@
+"""Images read ahead by threads: numbers in, batches of pixels and what is known out."""
+
+import collections
+import concurrent.futures
+import dataclasses
+import errno
+import threading
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from unipt_jax.captions.outputs import Row
+from unipt_jax.captions.pictures import Pictures
+from unipt_jax.data import images
+from unipt_jax.data.records import PersonRecord
+from unipt_jax.errors import UserError
+
+AHEAD = 3  # batches that are read while one is decided about
+TRIES, PAUSE = 4, 2.0  # of reading from a store that fails, and seconds between
+# What the system says of one file that cannot be read; anything else (a network gone, too
+# many open files) is no fault of the file, and must not make an image count as damaged.
+_OF_THE_FILE = {None, errno.ENOENT, errno.EISDIR, errno.EACCES, errno.EPERM}
+_OF_THE_FILE |= {errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ENXIO}
+
+
+@dataclasses.dataclass
+class Loaded:
+    """A batch of images. pixels: (batch_size, H, W, 3); places without one are black.
+
+    rows: what is known of each image before it is decided about; a row with a reason
+    is skipped.
+    """
+
+    pixels: np.ndarray
+    rows: list[Row]
+
+
+@dataclasses.dataclass(frozen=True)
+class Loader:
+    """Reads images of a source.
+
+    size, fit: height and width that they come to, and how (`images.resize`). keep: rows
+    carry their image, as records store it. threads: that read and decode.
+    """
+
+    source: Pictures
+    size: tuple[int, int]
+    fit: str
+    batch_size: int
+    threads: int
+    keep: bool
+    alone: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+
+    def _record(self, index: int) -> PersonRecord:
+        """The image's file. Raises OSError for a file that cannot be read, UserError
+        for a store that cannot."""
+        for left in reversed(range(TRIES)):
+            try:
+                return self.source[index]
+            except OSError as error:
+                if error.errno in _OF_THE_FILE:
+                    raise
+                if not left:
+                    raise UserError(
+                        f"{self.source.name} cannot be read any more ({error}); run the "
+                        "same command again when it can"
+                    ) from error
+                time.sleep(PAUSE)
+        raise AssertionError("not reached")
+
+    def _pixels(self, encoded: bytes) -> np.ndarray:
+        try:
+            return images.decode(encoded, *self.size, self.fit)
+        except MemoryError:  # other threads may have had it all
+            with self.alone:
+                return images.decode(encoded, *self.size, self.fit)
+
+    def row(self, index: int) -> tuple[Row, np.ndarray | None]:
+        """An image's row and pixels; of an image that cannot be read, why.
+
+        Raises UserError where the source as a whole cannot be read.
+        """
+        image_id = self.source.image_id(index)
+        try:
+            record = self._record(index)
+            image_id = record.image_id
+            pixels = self._pixels(record.image)
+            if self.keep:
+                stored = images.as_stored(record.image)
+                record = dataclasses.replace(record, image=stored)
+        except UserError as error:
+            if not self.source.aligned:
+                raise
+            return self._skipped(index, image_id, error), None  # a damaged record
+        except (OSError, ValueError, MemoryError) as error:
+            return self._skipped(index, image_id, error), None
+        kept = record if self.keep else None
+        return Row(index, image_id, record.file_path, record=kept), pixels
+
+    def _skipped(self, index: int, image_id: str, error: Exception) -> Row:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return Row(index, image_id, image_id, reason=reason[:300])
+
+    def batches(self, groups: Sequence[np.ndarray]) -> Iterator[Loaded]:
+        """Groups of image numbers, at most a batch each, read ahead."""
+        pool = concurrent.futures.ThreadPoolExecutor(self.threads)
+        waiting: collections.deque = collections.deque()
+
+        def collect() -> Loaded:
+            pixels = np.zeros((self.batch_size, *self.size, 3), np.uint8)
+            rows = []
+            for place, future in enumerate(waiting.popleft()):
+                row, image = future.result()
+                rows.append(row)
+                if image is not None:
+                    pixels[place] = image
+            return Loaded(pixels, rows)
+
+        try:
+            for group in groups:
+                waiting.append([pool.submit(self.row, int(i)) for i in group])
+                if len(waiting) > AHEAD:
+                    yield collect()
+            while waiting:
+                yield collect()
+        finally:
+            pool.shutdown(cancel_futures=True)
