@@ -1,11 +1,14 @@
 """Mistakes that users make with captions: one sentence, exit code 1, nothing lost."""
 
+import errno
+import json
+import shutil
 import subprocess
 
 import captioning
 import pytest
 
-from unipt_jax.captions import generate
+from unipt_jax.captions import generate, loading, pictures
 from unipt_jax.data import records
 from unipt_jax.data.records import PersonRecord
 
@@ -93,7 +96,7 @@ def test_a_target_of_what_is_never_lacking():
     config = caption.get_config().unlock()
     config.calibrate.targets.hair = 0.5
     with pytest.raises(ValueError, match="targets.hair=0.5 must be the share.*bag"):
-        generate._check(config)
+        generate._check(config, "out")
 
 
 def test_a_model_or_a_file_of_phrases_that_is_not_there(captioner, tmp_path):
@@ -182,7 +185,7 @@ def test_nothing_but_unreadable_images(captioner, tmp_path):
     assert not (tmp_path / "out" / "dataset_info.json").exists()
 
 
-def test_the_first_record_damaged_is_said_before_anything_is_done(captioner, tmp_path):
+def test_a_damaged_first_record_is_skipped_as_any_other(captioner, tmp_path):
     people = [PersonRecord(captioning.jpeg(i), str(i)) for i in range(3)]
     bad = tmp_path / "set"
     records.write_set(bad, PersonRecord, {"pretrain": people}, metadata={})
@@ -191,4 +194,38 @@ def test_the_first_record_damaged_is_said_before_anything_is_done(captioner, tmp
     content[64 + 300] ^= 0x5A  # in the image of the first, behind the signature
     file.write_bytes(content)
     job = captioner.of(data__images="", data__records=bad)
-    assert "record 0 of split 'pretrain'" in the_sentence(job, tmp_path / "out")
+    out = job.make(tmp_path / "out")
+    [line] = (out / "skipped.jsonl").read_text().splitlines()
+    assert "record 0 of split 'pretrain'" in json.loads(line)["reason"]
+    assert len(captioning.rows_of(out)) == 2
+
+
+def test_a_store_that_fails_stops_the_job_and_skips_no_image(
+    captioner, whole, tmp_path, monkeypatch
+):
+    """An outage is no fault of the images that come in it."""
+    monkeypatch.setattr(loading, "PAUSE", 0.0)
+    real, calls = pictures.FilePictures.__getitem__, []
+
+    def failing(self, index):
+        calls.append(index)
+        if len(calls) > 12:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return real(self, index)
+
+    job = captioner.of(calibrate__images=0)
+    monkeypatch.setattr(pictures.FilePictures, "__getitem__", failing)
+    said = the_sentence(job, tmp_path / "out")
+    assert "Stale file handle" in said and "run the same command again" in said
+    monkeypatch.setattr(pictures.FilePictures, "__getitem__", real)
+    again, plain = job.make(tmp_path / "out"), job.make(tmp_path / "plain")
+    assert captioning.files_of(again) == captioning.files_of(plain)
+
+
+def test_a_folder_that_goes_away_stops_the_job(captioner, photos, tmp_path):
+    images = tmp_path / "images"
+    shutil.copytree(photos, images)
+    source = pictures.open_pictures(str(images), "", "pretrain")
+    shutil.rmtree(images)
+    with pytest.raises(ValueError, match="is gone; bring it back"):
+        source[0]

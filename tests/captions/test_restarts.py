@@ -1,5 +1,6 @@
 """A job that is killed goes on, and ends as if nothing had been; or says why it can't."""
 
+import contextlib
 import json
 import random
 import shutil
@@ -12,7 +13,7 @@ import kills
 import pytest
 
 from unipt_jax import encoder
-from unipt_jax.captions import conquer, generate, lexicon, outputs, reading
+from unipt_jax.captions import conquer, generate, outputs, reading
 from unipt_jax.captions import report as pages
 from unipt_jax.errors import Stopped
 
@@ -93,7 +94,7 @@ def quick(short):
     job, whole, found, words, prompts = short
     with (
         mock.patch.object(encoder, "load", return_value=found),
-        mock.patch.object(lexicon, "read", return_value=words),
+        mock.patch.object(reading, "read", return_value=words),
         mock.patch.object(conquer, "embed_prompts", return_value=prompts),
         mock.patch.object(pages, "render", return_value="a page"),
     ):
@@ -121,28 +122,40 @@ def test_killed_before_any_write_it_ends_as_if_undisturbed(quick, tmp_path):
     assert moments > 30
 
 
-def test_shards_that_are_done_are_not_written_again(captioner, whole, tmp_path):
-    folder = tmp_path / "out"
-    write, written = outputs.Outputs.write, []
+def around_shards(before=lambda shard: None, after=lambda shard: None):
+    """Patches the job so that these are called with the number of each shard."""
+    real = outputs.Outputs.open
 
-    def three(self, shard, rows):
-        if len(written) == 3:
+    @contextlib.contextmanager
+    def opened(self, shard):
+        before(shard)
+        with real(self, shard) as add:
+            yield add
+        after(shard)
+
+    return mock.patch.object(outputs.Outputs, "open", opened)
+
+
+def killed_at(number, written):
+    """Ends a job before the shard of that number; notes those before."""
+
+    def before(shard):
+        if shard == number:
             raise kills.Killed
         written.append(shard)
-        write(self, shard, rows)
 
-    patch = mock.patch.object(outputs.Outputs, "write", three)
-    with patch, pytest.raises(kills.Killed):
+    return around_shards(before)
+
+
+def test_shards_that_are_done_are_not_written_again(captioner, whole, tmp_path):
+    folder, written = tmp_path / "out", []
+    with killed_at(3, written), pytest.raises(kills.Killed):
         captioner.here(folder)
     before = shards_of(folder)
     assert written == [0, 1, 2] and len(before) == 6  # captions and records
     again = []
 
-    def rest(self, shard, rows):
-        again.append(shard)
-        write(self, shard, rows)
-
-    with mock.patch.object(outputs.Outputs, "write", rest):
+    with around_shards(again.append):
         captioner.make(folder)
     assert again == [3, 4, 5]
     after = shards_of(folder)
@@ -154,14 +167,12 @@ def test_sigterm_ends_with_its_own_code_and_the_same_command_goes_on(
     captioner, whole, tmp_path
 ):
     folder = tmp_path / "out"
-    write = outputs.Outputs.write
 
-    def terminated(self, shard, rows):
-        write(self, shard, rows)
+    def terminated(shard):
         if shard == 2:
             signal.raise_signal(signal.SIGTERM)
 
-    with mock.patch.object(outputs.Outputs, "write", terminated):
+    with around_shards(after=terminated):
         code, output = captioner.here(folder)
     assert code == Stopped.CODE == 75, output
     assert "the same command goes on from there" in output.splitlines()[-1]
@@ -193,15 +204,7 @@ def begun(captioner, photos, tmp_path):
     own = tmp_path / "own.yaml"
     own.write_text("templates:\n  - '{A person} with {hair} is {action}.'\n")
     job = captioner.of(data__images=images, phrases=own, calibrate__images=0)
-    write = outputs.Outputs.write
-
-    def two(self, shard, rows):
-        if shard == 2:
-            raise kills.Killed
-        write(self, shard, rows)
-
-    patch = mock.patch.object(outputs.Outputs, "write", two)
-    with patch, pytest.raises(kills.Killed):
+    with killed_at(2, []), pytest.raises(kills.Killed):
         job.here(tmp_path / "out")
     return job, tmp_path / "out", images, own
 

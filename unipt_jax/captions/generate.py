@@ -25,7 +25,7 @@ from unipt_jax.captions import report as pages
 from unipt_jax.captions.conquer import STEPS, Judge
 from unipt_jax.captions.lexicon import OPTIONAL, PAPER, Lexicon
 from unipt_jax.captions.loading import Loader
-from unipt_jax.captions.outputs import Outputs
+from unipt_jax.captions.outputs import LUPERSON_T, Outputs
 from unipt_jax.captions.pictures import Pictures
 from unipt_jax.data import images
 from unipt_jax.encoder import Encoder
@@ -64,8 +64,8 @@ def run(config: Any, workdir: str) -> None:
         size=tuple(config.size) if any(config.size) else None,
         fit=config.fit,
     )
-    if jax.process_index() == 0:
-        (folder / STOPPED).unlink(missing_ok=True)  # of an earlier try
+    if jax.process_index() == 0 and (folder / STOPPED).exists():
+        (folder / STOPPED).unlink()  # of an earlier try
     rundir.open_workdir(config, folder, harmless=HARMLESS)
     with _said_to_others(folder):
         model = {"model": encoder.name, "weights": _digest(encoder.params)}
@@ -80,7 +80,7 @@ def _run(config, source: Pictures, words: Lexicon, encoder: Encoder, outputs) ->
     if outputs.complete:
         if jax.process_index() == 0:
             outputs.clear()  # a kill may have come between
-            if config.luperson_t:
+            if config.luperson_t and not (folder / LUPERSON_T).exists():
                 outputs.write_luperson_t()
         print(f"{folder} has all its captions already; see {folder}/report.html")
         return

@@ -136,4 +136,6 @@ class ShardedSet:
         for file in partial.iterdir():
             file.replace(self.folder / file.name)
         partial.rmtree()
+        for file in self.folder.glob(f"{records.NAME}-{self.split}.*.partial"):
+            file.unlink()  # what killed processes left
         last.replace(self.folder / INFO)
