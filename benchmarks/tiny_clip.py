@@ -265,7 +265,7 @@ def write(folder: pathlib.Path, model, params, tokenizer) -> None:
     ids = {name: getattr(tokenizer, name) for name in ("pad", "cls", "sep")}
     config = {
         "format": encoders.EXPORT,
-        "source": "python -m benchmarks.tiny_clip",
+        "source": "python -m benchmarks.tiny_clip, whose head has the commands",
         "model": unipt.section(model),
         "vocabulary": len(tokenizer),
         **ids,
