@@ -1,7 +1,8 @@
 """Images a second of the caption job against the same CLIP in PyTorch.
 
 Ours is the job itself: decode, CLIP, decide, compose, write shards. The reference is what
-a good PyTorch program does: transformers' CLIPModel (eager mode, its fused attention), batches of 64, with the same
+a good PyTorch program does: transformers' CLIPModel in eager mode, batches of
+64, with its eager attention ("torch") or PyTorch's fused one ("torch_sdpa"), the same
 decoding threads reading ahead, the same phrases, the same composer and a JSON line each.
 Both have one set of random weights, ViT-B/16 unless told otherwise, and take turns.
 
@@ -24,7 +25,15 @@ from PIL import Image
 from benchmarks import report
 from unipt_jax import encoder as encoders
 from unipt_jax import host, sharding
-from unipt_jax.captions import compose, conquer, lexicon, pictures, reading, work
+from unipt_jax.captions import (
+    compose,
+    conquer,
+    generate,
+    lexicon,
+    pictures,
+    reading,
+    work,
+)
 from unipt_jax.captions.conquer import STEPS
 from unipt_jax.captions.lexicon import OPTIONAL
 from unipt_jax.captions.loading import Loader
@@ -71,6 +80,14 @@ def write_clip(folder: pathlib.Path, small: bool):
     return model
 
 
+def plain_attention(model):
+    """The same model with attention as matrix products and a softmax."""
+    twin = type(model)(model.config).eval()
+    twin.load_state_dict(model.state_dict())
+    twin.set_attn_implementation("eager")
+    return twin
+
+
 def byte_letters() -> list[str]:
     """The letters that stand for bytes in CLIP's vocabulary."""
     import tokenizers
@@ -84,7 +101,7 @@ class Ours:
     def __init__(self, source, clip: pathlib.Path, threads: int) -> None:
         self.source, self.words = source, reading.read()
         self.encoder = encoders.load(clip, mesh=sharding.local_mesh(), dtype="float32")
-        self.judge = conquer.Judge(self.encoder, self.words, BATCH)
+        self.judge = conquer.Judge(self.encoder, self.words, generate.per_device(0))
         loader = Loader(
             source=source,
             size=self.encoder.size,
@@ -120,8 +137,10 @@ class Ours:
 
     def forward(self) -> None:
         """One batch through CLIP alone."""
-        pixels = np.zeros((BATCH, *self.encoder.size, 3), np.uint8)
-        self.judge.finish(self.judge.start(pixels))
+        size = self.judge.batch_size
+        pixels = np.zeros((size, *self.encoder.size, 3), np.uint8)
+        for _ in range(BATCH // size):
+            self.judge.finish(self.judge.start(pixels))
 
 
 class Reference:
@@ -151,9 +170,9 @@ class Reference:
             best, steps = [], []
             for begin, end, told in self.ours.judge.spans:
                 odds = logits[:, begin:end].softmax(dim=-1)[:, :told]
-                top = odds.max(dim=-1)
-                best.append(top.indices)
-                steps.append((top.values * STEPS).round().int())
+                rounded = (odds * STEPS).round().int()
+                best.append(rounded.argmax(dim=-1))
+                steps.append(rounded.max(dim=-1).values)
             stack = self.torch.stack
             return stack(best, 1).tolist(), stack(steps, 1).tolist()
 
@@ -183,14 +202,13 @@ class Reference:
 
 def agreement(ours: Ours, reference: Reference) -> float:
     """The share of the decisions about one batch in which the two are the same."""
-    records = [ours.source[i] for i in range(min(BATCH, len(ours.source)))]
+    records = [ours.source[i] for i in range(ours.judge.batch_size)]
     size, fit = ours.encoder.size, ours.encoder.fit
     pixels = [images.decode(record.image, *size, fit) for record in records]
-    pixels += pixels[-1:] * (BATCH - len(pixels))
-    mine = ours.judge.finish(ours.judge.start(np.stack(pixels)))
     loaded = [reference._load(i)[1] for i in range(len(records))]
     best, _ = reference._decide(reference.torch.stack(loaded))
-    return float((mine.best[: len(records)] == np.array(best)).mean())
+    mine = ours.judge.finish(ours.judge.start(np.stack(pixels)))
+    return float((mine.best == np.array(best)).mean())
 
 
 def compose_rate(words: lexicon.Lexicon) -> float:
@@ -227,14 +245,16 @@ def main() -> None:
         report.progress("embedding the prompts ...")
         ours = Ours(source, place / "clip", args.threads)
         reference = Reference(ours, model, args.threads)
+        eager = Reference(ours, plain_attention(model), args.threads)
         rate = compose_rate(ours.words)
         agree = agreement(ours, reference)
         runs = report.alternate(
             {
                 "ours": ours.run,
-                "torch": reference.run,
+                "torch": eager.run,
+                "torch_sdpa": reference.run,
                 "ours_forward": ours.forward,
-                "torch_forward": reference.forward,
+                "torch_forward": eager.forward,
             },
             args.repeats,
         )
@@ -245,8 +265,10 @@ def main() -> None:
         "benchmark": "caption",
         "images": args.images,
         "ours_images_per_second": round(args.images / seconds["ours"], 3),
+        "torch_sdpa_images_per_second": round(args.images / seconds["torch_sdpa"], 3),
         "torch_images_per_second": round(args.images / seconds["torch"], 3),
         "ratio": round(seconds["torch"] / seconds["ours"], 3),
+        "ratio_sdpa": round(seconds["torch_sdpa"] / seconds["ours"], 3),
         "ratio_forward": round(seconds["torch_forward"] / seconds["ours_forward"], 3),
         "forward_share": round(forward / seconds["ours"], 3),
         "agreement": round(agree, 4),

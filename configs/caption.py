@@ -32,7 +32,7 @@ def get_config(variant: str = "") -> ConfigDict:
             calibrate=dict(images=0, targets=PAPER),
             captions_per_image=1,
             data=dict(images="", records="", split="pretrain", threads=8),
-            batch_size=64,  # images a device
+            batch_size=0,  # images a device at a time; 0: 16 on CPUs, 64 elsewhere
             shard=2048,  # images: what a killed job loses at most
             keep_records=True,  # of images that are no record set yet
             luperson_t=False,  # write LUPerson-T's JSON, too
@@ -46,7 +46,6 @@ def get_config(variant: str = "") -> ConfigDict:
         config.calibrate.images = 4096
         config.calibrate.targets = FREQUENCIES
         config.shard = 1024
-        config.batch_size = 32
         return config.lock()
     common.parse(variant, {"tower": ("clip_b16",)})
     return config.lock()

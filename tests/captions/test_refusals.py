@@ -60,7 +60,7 @@ def test_images_that_are_not_there_or_not_what_they_should_be(
 
 NUMBERS = {
     "fit": ("cropp", "fit 'cropp' is not one of squeeze, crop, pad"),
-    "batch_size": (0, "batch_size=0 must be 1 or more"),
+    "batch_size": (-1, "batch_size=-1 must be 0 or more"),
     "shard": (0, "shard=0 must be 1 or more"),
     "captions_per_image": (0, "captions_per_image=0 must be 1 or more"),
     "data.threads": (-1, "data.threads=-1 must be 1 or more"),
