@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import subprocess
 
 import assets
 import jax
@@ -51,3 +52,26 @@ def clip_vocabulary(tmp_path_factory):
 def cache(tmp_path_factory):
     """What several processes compile alike is compiled once."""
     return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Mounts a file system with the options asked for."""
+    mounted = []
+
+    def mount(options: str):
+        folder = tmp_path / f"disk{len(mounted)}"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        try:
+            done = subprocess.run(command, capture_output=True, check=False)
+        except FileNotFoundError:
+            pytest.skip("no mount command")
+        if done.returncode:
+            pytest.skip("a small file system cannot be mounted here (not root)")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", str(folder)], check=False)

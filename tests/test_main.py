@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
 
 import numpy as np
 import pytest
@@ -104,29 +103,6 @@ def test_loss_that_is_not_finite_names_step_rate_and_images(launcher, tmp_path):
     steps = [p.name for p in (tmp_path / "run" / "checkpoints").glob("[0-9]*")]
     bad = int(said.split("not finite at step ")[1].split()[0])
     assert all(int(step) < bad for step in steps)
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """Mounts a file system with the options asked for."""
-    mounted = []
-
-    def mount(options: str):
-        folder = tmp_path / f"disk{len(mounted)}"
-        folder.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-        try:
-            done = subprocess.run(command, capture_output=True, check=False)
-        except FileNotFoundError:
-            pytest.skip("no mount command")
-        if done.returncode:
-            pytest.skip("a small file system cannot be mounted here (not root)")
-        mounted.append(folder)
-        return folder
-
-    yield mount
-    for folder in mounted:
-        subprocess.run(["umount", str(folder)], check=False)
 
 
 def test_full_disk(launcher, small_disk):

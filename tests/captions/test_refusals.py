@@ -126,29 +126,6 @@ def test_a_workdir_that_is_a_set_of_somebody_elses(captioner, persons, tmp_path,
     assert captioning.files_of(persons) == before
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """Mounts a file system with the options asked for."""
-    mounted = []
-
-    def mount(options):
-        folder = tmp_path / f"disk{len(mounted)}"
-        folder.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-        try:
-            done = subprocess.run(command, capture_output=True, check=False)
-        except FileNotFoundError:
-            pytest.skip("no mount command")
-        if done.returncode:
-            pytest.skip("a small file system cannot be mounted here (not root)")
-        mounted.append(folder)
-        return folder
-
-    yield mount
-    for folder in mounted:
-        subprocess.run(["umount", str(folder)], check=False)
-
-
 def test_a_workdir_that_is_read_only(captioner, small_disk):
     assert "read-only" in the_sentence(captioner, small_disk("ro") / "out")
 

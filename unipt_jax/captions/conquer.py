@@ -41,12 +41,6 @@ def _decide(params, pixels, prompts, *, model, mean, std, spans, out):
     return jax.lax.with_sharding_constraint(numbers, (out, out))
 
 
-@functools.partial(jax.jit, static_argnames=("model", "out"))
-def _embed(params, tokens, *, model, out):
-    embeddings = model.apply({"params": params}, tokens, method="encode_text")
-    return jax.lax.with_sharding_constraint(embeddings, out)
-
-
 def embed_prompts(encoder: Encoder, phrases: Sequence[Phrase]) -> np.ndarray:
     """(phrases, P) float32: the mean of each phrase's prompts, as unit vectors.
 
@@ -59,18 +53,14 @@ def embed_prompts(encoder: Encoder, phrases: Sequence[Phrase]) -> np.ndarray:
     tokens = encoder.pad([*ids, *ids[-1:] * (count - len(ids))])
     everywhere = sharding.replicated(encoder.mesh)
     parts = [
-        _embed(encoder.params, jax.device_put(part, everywhere), **_static(encoder))
+        encoder.embed_texts(jax.device_put(part, everywhere))
         for part in np.split(tokens, count // PROMPTS)
     ]
-    vectors = np.concatenate([np.asarray(part) for part in parts])[: len(ids)]
+    vectors = np.concatenate(parts)[: len(ids)]
     owner = np.repeat(np.arange(len(phrases)), [len(p.prompts) for p in phrases])
     mean = np.zeros((len(phrases), vectors.shape[1]), np.float32)
     np.add.at(mean, owner, vectors)
     return mean / np.linalg.norm(mean, axis=1, keepdims=True)
-
-
-def _static(encoder: Encoder) -> dict:
-    return dict(model=encoder.model, out=sharding.replicated(encoder.mesh))
 
 
 @dataclasses.dataclass(frozen=True)
