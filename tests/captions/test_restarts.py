@@ -11,6 +11,7 @@ from unittest import mock
 import captioning
 import kills
 import pytest
+from etils import epath
 
 from unipt_jax import encoder
 from unipt_jax.captions import conquer, generate, outputs, reading
@@ -241,3 +242,13 @@ def test_what_does_not_fit_what_was_begun_is_refused_and_the_rest_goes_on(begun)
     harmless = job.of(data__threads=1, examples=2, luperson_t=False)
     assert harmless.make(folder) == folder
     assert json.loads((folder / "captions.json").read_text())["captioned"] == 43
+
+
+def test_a_finished_jobs_shards_stay_done_for_processes_that_look_late(short):
+    """Process 0 clears the shards' lines; another may not have looked since."""
+    _, whole, *_ = short
+    made = outputs.Outputs(
+        epath.Path(whole), split="pretrain", shards=2, aligned=False, keep_records=True
+    )
+    assert not (whole / "parts").exists()
+    assert made.done(0) and made.done(1)

@@ -79,7 +79,10 @@ class Outputs:
 
     def done(self, shard: int) -> bool:
         """Whether a shard is written, all of it."""
-        return self._captions.done(shard) and self._part(shard).exists()
+        # At the end the lines are cleared, while other processes may still look.
+        return self.complete or (
+            self._captions.done(shard) and self._part(shard).exists()
+        )
 
     def _part(self, shard: int) -> epath.Path:
         return self._parts / f"{shard:05d}.jsonl"
