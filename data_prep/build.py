@@ -1,23 +1,63 @@
 """Prepares data sets: what people have on disk in, record folders out.
 
-python -m data_prep.build SET --raw DIR --out DIR [--check]
+python -m data_prep.build SET --raw DIR --out DIR [--check] [--height 384 --width 128]
+python -m data_prep.build SET --out DIR --peek page.html
 """
 
 import argparse
+import hashlib
+import importlib.metadata
+import os
 import pathlib
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from data_prep import folder, synthetic
-from unipt_jax.data import records
+from data_prep import captions, checks, folder, identities, peek, prepare, synthetic
+from data_prep import unlabelled as pretrain
+from data_prep.entries import Survey, count
+from unipt_jax.data import records, tokenizers
+from unipt_jax.data.records import UNKNOWN
 from unipt_jax.errors import UserError, explain_os_error
+
+Reader = Callable[[argparse.Namespace], Survey]
+
+
+def _with_identities(name: str) -> Reader:
+    def read(args: argparse.Namespace) -> Survey:
+        return identities.read(
+            identities.KINDS[name],
+            args.raw,
+            annotation=args.annotations,
+            splits=args.splits,
+        )
+
+    return read
+
+
+def _captioned(reader: Callable[..., Survey]) -> Reader:
+    return lambda args: reader(args.raw, annotation=args.annotations)
+
+
+READERS: dict[str, Reader] = {
+    **{name: _with_identities(name) for name in identities.KINDS},
+    "luperson": lambda args: pretrain.luperson(args.raw),
+    "luperson_t": _captioned(pretrain.luperson_t),
+    "luperson_mllm": _captioned(pretrain.luperson_mllm),
+    "synth_pedes": _captioned(pretrain.synth_pedes),
+    "mals": _captioned(pretrain.mals),
+    "folder": _captioned(folder.read),
+}
+SETS = (*READERS, "synthetic")
 
 
 def _synthetic(args: argparse.Namespace) -> None:
+    if args.check or args.raw:
+        raise UserError("synthetic persons are drawn: leave --raw and --check out")
     out = pathlib.Path(args.out or "data/synthetic")
-    wanted = {
-        name: getattr(args, name) for name in ("identities", "seed", "height", "width")
-    }
+    wanted = {"identities": args.identities, "seed": args.seed}
+    wanted |= {"height": args.height or 192, "width": args.width or 64}
     if out.exists():
         there = records.metadata(out)
         differ = [k for k, v in wanted.items() if there.get(k) != v]
@@ -32,42 +72,230 @@ def _synthetic(args: argparse.Namespace) -> None:
     print(f"{out}: {records.splits(out)}")
 
 
-def _folder(args: argparse.Namespace) -> None:
-    if not args.raw:
-        raise UserError("no --raw: give the folder that holds captions.csv")
-    if args.check:
-        folder.check(args.raw)
+def command(args: argparse.Namespace) -> str:
+    """The command line, as far as it decides what is written."""
+    words = ["python", "-m", "data_prep.build", args.set]
+    for name, default in DECISIVE.items():
+        value = getattr(args, name)
+        if value == default:
+            continue
+        words.append(f"--{name.replace('_', '-')}")
+        words += [] if value is True else [str(value)]
+    return shlex.join(words)
+
+
+DECISIVE = {
+    "raw": None,
+    "annotations": "",
+    "splits": "",
+    "records": "",
+    "height": None,
+    "width": None,
+    "quality": 95,
+    "shard_images": 0,
+    "vocabulary": 0,
+    "allow_missing": False,
+}
+
+
+def _prepare(args: argparse.Namespace) -> None:
+    """Reads, checks, and writes a set, unless that was all that was asked for."""
+    options = _options(args)
+    if not args.check and _there_already(args):
         return
-    if not args.out:
-        raise UserError("no --out: give the folder to write, such as data/mine")
-    folder.build(args.raw, args.out, vocabulary=args.vocabulary)
+    survey = READERS[args.set](args)
+    if args.records:
+        captions.write(survey, args.records, args.out, {"command": command(args)})
+        print(f"{args.out}: {records.splits(args.out)}")
+        return
+    dropped = _checked(survey, args)
+    if args.check:
+        print("nothing stands in the way of training")
+        return
+
+    def extras(folder) -> None:
+        if args.vocabulary:
+            texts = [c for e in survey.entries for c in e.captions if c]
+            if not texts:
+                raise UserError("--vocabulary: there are no captions to train one on")
+            tokenizers.train(texts, size=args.vocabulary).save(folder / "tokenizer")
+
+    run = None
+    if args.beam is not None:
+        from data_prep import beam  # an extra
+
+        run = beam.runner(args.beam)
+    prepare.write(
+        survey,
+        args.out,
+        options=options,
+        dropped=dropped,
+        allow_missing=args.allow_missing,
+        metadata=_metadata(survey, args, options, dropped),
+        run=run,
+        count=args.workers,
+        extras=extras,
+    )
     print(f"{args.out}: {records.splits(args.out)}")
 
 
-SETS = {"synthetic": _synthetic, "folder": _folder}
+def _options(args: argparse.Namespace) -> prepare.Options:
+    if not args.raw:
+        raise UserError(f"no --raw: give the folder that holds {args.set}")
+    if not args.out and not args.check:
+        raise UserError(f"no --out: give the folder to write, such as data/{args.set}")
+    for name in ("raw", "out"):
+        if "://" in (getattr(args, name) or ""):
+            raise UserError(
+                f"--{name} {getattr(args, name)}: a bucket is read and written here only "
+                "where it is mounted; mount it, and give the folder"
+            )
+    if (args.height is None) != (args.width is None):
+        raise UserError("--height and --width go together: give both, or neither")
+    for name in ("workers", "shard_images", "vocabulary"):
+        value = getattr(args, name)
+        if value is not None and value < (name == "workers"):
+            raise UserError(f"--{name.replace('_', '-')} {value}: expected 1 or more")
+    size = None if args.height is None else (args.height, args.width)
+    return prepare.Options(size, args.quality, args.shard_images)
+
+
+def _there_already(args: argparse.Namespace) -> bool:
+    """Whether the set is there, as asked for; another one in its place is refused."""
+    out = pathlib.Path(args.out)
+    if not out.exists():
+        return False
+    if not args.resume:
+        raise UserError(
+            f"{out} exists already; remove it, or give another --out (with --resume, a "
+            "set of the same command that is there already is left as it is)"
+        )
+    there = records.metadata(out).get("command")
+    if there != command(args):
+        raise UserError(
+            f"{out} holds another set, made by `{there}`; remove it, or give another "
+            "--out"
+        )
+    print(f"{out} is there already, as asked for: {records.splits(out)}")
+    return True
+
+
+def _checked(survey: Survey, args: argparse.Namespace) -> dict[str, str]:
+    """Prints what was found; gives the images to leave out, with reasons.
+
+    Raises UserError where training would suffer.
+    """
+    by = ", ".join(survey.sources) or "its pictures alone"
+    print(f"{survey.name} in {survey.raw.name}, by {by}")
+    print(checks.table(survey), flush=True)
+    tokenizer = tokenizers.load(args.tokenizer) if args.tokenizer else None
+    found = checks.without_pictures(survey, limit=args.text_length, tokenizer=tokenizer)
+    dropped = {e.image_id: "missing" for e in survey.entries if e.place is None}
+    if args.check or any(e.split != "pretrain" for e in survey.entries):
+        looks = checks.look_at_all(survey, args.workers)
+        found += checks.of_images(survey.entries, looks)
+        dropped |= {
+            e.image_id: look.fault
+            for e, look in zip(survey.entries, looks, strict=True)
+            if look is not None and look.fault
+        }
+    for text in survey.notes:
+        print(f"note: {text}")
+    for finding in sorted(found, key=lambda f: f.weight != "note"):
+        print(f"{'note' if finding.weight == 'note' else 'PROBLEM'}: {finding.text}")
+    sys.stdout.flush()
+    lacks = sum(f.weight == "lack" for f in found)
+    if faults := [f.text for f in found if f.weight == "fault"]:
+        raise UserError(f"{survey.raw.name}: {faults[0]}")
+    if lacks and len(dropped) == len(survey.entries):
+        raise UserError(
+            f"none of the {len(dropped):,} images of {survey.name} is in "
+            f"{survey.raw.name} and can be read; give the folder that holds them"
+            + ("" if survey.published else ", or, for captions alone, --records DIR")
+        )
+    if lacks and not args.allow_missing:
+        raise UserError(
+            f"{survey.raw.name}: {lacks} problems, see above: training would suffer; "
+            "mend them, or go on without what is missing with --allow-missing"
+        )
+    return dropped
+
+
+def _metadata(
+    survey: Survey, args: argparse.Namespace, options: prepare.Options, dropped: dict
+) -> dict[str, Any]:
+    kept = [entry for entry in survey.entries if entry.image_id not in dropped]
+    counts = {split: values._asdict() for split, values in count(kept).items()}
+    for split in counts.keys() - {e.split for e in kept if e.person_id != UNKNOWN}:
+        del counts[split]["identities"]
+    out = {
+        "set": survey.name,
+        "command": command(args),
+        "version": _version(),
+        "counts": counts,
+        "images": options.stored,
+        "allow_missing": args.allow_missing,
+        "notes": survey.notes,
+        "sources": {os.path.basename(f): _described(f) for f in survey.sources},
+    }
+    if options.size:
+        out |= {"height": options.size[0], "width": options.size[1]}
+    if survey.published:
+        said = survey.published.splits.items()
+        out["published"] = {split: values._asdict() for split, values in said}
+    return out
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("unipt_jax")
+    except importlib.metadata.PackageNotFoundError:  # run from a folder of sources
+        return "unknown"
+
+
+def _described(file: str) -> dict[str, Any]:
+    with open(file, "rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        return {"bytes": os.fstat(opened.fileno()).st_size, "sha256": digest}
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(prog="python -m data_prep.build", description=__doc__)
-    p.add_argument("set", choices=SETS, help="which data set")
-    p.add_argument("--raw", help="the folder that holds the source")
-    p.add_argument("--out", help="the folder to write; must not exist")
-    p.add_argument("--check", action="store_true", help="read all, write nothing")
-    group = p.add_argument_group("folder")
-    group.add_argument(
-        "--vocabulary",
-        type=int,
-        default=0,
-        metavar="N",
-        help="train a tokenizer of at most N tokens on the captions",
+    p = argparse.ArgumentParser(
+        prog="python -m data_prep.build",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add = p.add_argument
+    add("set", choices=SETS, help="which data set")
+    add("--raw", help="the folder that holds the source")
+    add("--out", help="the folder to write; must not exist")
+    add(
+        "--check",
+        action="store_true",
+        help="read all, say what is amiss, write nothing",
+    )
+    add("--height", type=int, help="store images at this height, in pixels")
+    add("--width", type=int, help="and this width; default: as they are")
+    add("--quality", type=int, default=95, help="of JPEGs that are written anew")
+    add("--workers", type=int, help="processes; default: all cores")
+    add("--resume", action="store_true", help="be content if all is there already")
+    add("--allow-missing", action="store_true", help="go on without what is missing")
+    add("--annotations", default="", metavar="FILE", help="where it has another name")
+    add("--splits", default="", metavar="FILE", help="JSON that gives images' splits")
+    add(
+        "--records", default="", metavar="DIR", help="write captions alone, of this set"
+    )
+    add("--vocabulary", type=int, default=0, metavar="N",
+        help="train a tokenizer of at most N tokens on the captions")  # fmt: skip
+    add("--tokenizer", default="", help="count the captions' tokens with this one")
+    add("--text-length", type=int, default=100, help="tokens that a model reads")
+    add("--shard-images", type=int, default=0, metavar="N", help="images in a file")
+    add("--beam", metavar="OPTIONS", help='run on Apache Beam: "--runner=... ..."')
+    add("--peek", metavar="PAGE", help="write a page on the set in --out")
     group = p.add_argument_group("synthetic")
     group.add_argument("--identities", type=int, default=250, help="persons in test")
     group.add_argument("--seed", type=int, default=0)
-    group.add_argument("--height", type=int, default=192, help="pixels")
-    group.add_argument("--width", type=int, default=64, help="pixels")
-    group.add_argument("--workers", type=int, help="processes; default: all cores")
     return p
 
 
@@ -75,10 +303,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Does what the command line says; returns the exit code."""
     args = parser().parse_args(argv)
     try:
-        SETS[args.set](args)
+        if args.set == "synthetic" and not args.peek:
+            _synthetic(args)
+        elif args.raw or not args.peek:
+            _prepare(args)
+        if args.peek:
+            peek.write(args.out or f"data/{args.set}", args.peek)
+            print(f"{args.peek} is written: open it in a browser")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
     except OSError as error:
         if (sentence := explain_os_error(error)) is None:
             raise

@@ -29,6 +29,17 @@ def explain_os_error(error: OSError) -> str | None:
     }.get(error.errno)
 
 
+# What the system says of one file that cannot be read; anything else (a network gone, too
+# many open files) is no fault of the file, and must not make an image count as damaged.
+_OF_THE_FILE = {None, errno.ENOENT, errno.EISDIR, errno.EACCES, errno.EPERM}
+_OF_THE_FILE |= {errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ENXIO}
+
+
+def of_the_file(error: OSError) -> bool:
+    """Whether one file cannot be read, rather than the store it lies in."""
+    return error.errno in _OF_THE_FILE
+
+
 class Stopped(Exception):
     """The run was asked to end (SIGTERM) and has saved; `main` exits with `CODE`."""
 

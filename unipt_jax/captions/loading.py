@@ -3,7 +3,6 @@
 import collections
 import concurrent.futures
 import dataclasses
-import errno
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -14,14 +13,10 @@ from unipt_jax.captions.outputs import Row
 from unipt_jax.captions.pictures import Pictures
 from unipt_jax.data import images
 from unipt_jax.data.records import PersonRecord
-from unipt_jax.errors import UserError
+from unipt_jax.errors import UserError, of_the_file
 
 AHEAD = 3  # batches that are read while one is decided about
 TRIES, PAUSE = 4, 2.0  # of reading from a store that fails, and seconds between
-# What the system says of one file that cannot be read; anything else (a network gone, too
-# many open files) is no fault of the file, and must not make an image count as damaged.
-_OF_THE_FILE = {None, errno.ENOENT, errno.EISDIR, errno.EACCES, errno.EPERM}
-_OF_THE_FILE |= {errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ENXIO}
 
 
 @dataclasses.dataclass
@@ -59,7 +54,7 @@ class Loader:
             try:
                 return self.source[index]
             except OSError as error:
-                if error.errno in _OF_THE_FILE:
+                if of_the_file(error):
                     raise
                 if not left:
                     raise UserError(

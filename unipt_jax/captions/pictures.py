@@ -13,11 +13,9 @@ from collections.abc import Sequence
 
 from etils import epath
 
+from unipt_jax.data.images import LARGEST, SUFFIXES
 from unipt_jax.data.records import PersonRecord, Records
 from unipt_jax.errors import UserError
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm")
-LARGEST = 1 << 29  # bytes of a file
 
 
 class Pictures(Sequence):

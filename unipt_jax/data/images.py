@@ -8,6 +8,9 @@ import numpy as np
 from PIL import Image
 
 ORIENTATION = 0x0112  # the EXIF tag
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm")
+LARGEST = 1 << 29  # bytes of a file
+LARGEST_PIXELS = 1 << 26  # of a picture: a small file may claim to hold terabytes
 _TURN = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -24,6 +27,12 @@ def _opened(encoded: bytes) -> Iterator[Image.Image]:
     """The picture in a file; whatever PIL says of a bad one comes out as OSError."""
     try:
         with Image.open(io.BytesIO(encoded)) as image:
+            width, height = image.size
+            if width * height > LARGEST_PIXELS:
+                raise OSError(
+                    f"a picture of {width}x{height} pixels, more than any person's: "
+                    "taken for a decompression bomb"
+                )
             yield image
     except OSError:
         raise
@@ -92,20 +101,32 @@ def decode(encoded: bytes, height: int, width: int, fit: str = "squeeze") -> np.
         return resize(image, height, width, fit)
 
 
-def as_stored(encoded: bytes) -> bytes:
+def _is_plain(image: Image.Image) -> bool:
+    """Whether any reader shows a loaded file as upright RGB."""
+    turned = image.getexif().get(ORIENTATION) in _TURN
+    rgb = image.mode == "RGB" and not image.has_transparency_data
+    return image.format in ("JPEG", "PNG") and rgb and not turned
+
+
+def as_stored(
+    encoded: bytes, size: tuple[int, int] | None = None, *, quality: int = 95
+) -> bytes:
     """The file itself where any reader shows it as upright RGB, else a JPEG that is.
 
-    A plain RGB JPEG or PNG without an EXIF turn passes unchanged; the rest is written
-    anew at quality 95. Raises OSError if the file is damaged or no picture.
+    A plain RGB JPEG or PNG without an EXIF turn passes unchanged, if it has the `size`
+    (height, width) that is asked for; the rest is written anew, bicubic and at that
+    `quality`. Raises OSError if the file is damaged or no picture.
     """
     with _opened(encoded) as image:
         image.load()
-        turned = image.getexif().get(ORIENTATION) in _TURN
-        if image.format in ("JPEG", "PNG") and image.mode == "RGB" and not turned:
-            if not image.has_transparency_data:
-                return encoded
+        shape = image.size if size is None else size[::-1]
+        if image.size == shape and _is_plain(image):
+            return encoded
+        image = upright_rgb(image)
+        if size is not None:
+            image = image.resize(shape, Image.Resampling.BICUBIC)
         out = io.BytesIO()
-        upright_rgb(image).save(out, "JPEG", quality=95)
+        image.save(out, "JPEG", quality=quality)
         return out.getvalue()
 
 
@@ -117,3 +138,17 @@ def thumbnail(encoded: bytes, height: int = 256) -> bytes:
     out = io.BytesIO()
     small.save(out, "JPEG", quality=85)
     return out.getvalue()
+
+
+def size(encoded: bytes) -> tuple[int, int]:
+    """Height and width, as the file's head says them."""
+    with _opened(encoded) as image:
+        return image.height, image.width
+
+
+def measure(encoded: bytes) -> tuple[int, int]:
+    """Height and width of a picture, all of which was read. Raises OSError if it is
+    damaged."""
+    with _opened(encoded) as image:
+        image.load()
+        return image.height, image.width

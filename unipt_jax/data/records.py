@@ -205,6 +205,11 @@ def metadata(folder: str | os.PathLike) -> dict[str, Any]:
     return dict(_open(folder).info.metadata or {})
 
 
+def fields(folder: str | os.PathLike) -> set[str]:
+    """The names of what each record has."""
+    return set(_open(folder).info.features)
+
+
 def splits(folder: str | os.PathLike) -> dict[str, int]:
     """Split name -> number of records."""
     return {name: s.num_examples for name, s in _open(folder).info.splits.items()}

@@ -7,7 +7,7 @@ processes write side by side.
 import contextlib
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow_datasets as tfds
@@ -107,7 +107,13 @@ class ShardedSet:
                 # Else every process has a record's fields in an order of its own.
                 writer.write(example.SerializeToString(deterministic=True))
 
-        yield add
+        try:
+            yield add
+        except BaseException:
+            with contextlib.suppress(RuntimeError):
+                writer.close()
+            partial.unlink(missing_ok=True)
+            raise
         with _told(file):
             writer.close()
         settle(partial, file)
@@ -126,16 +132,25 @@ class ShardedSet:
 
         metadata: JSON values, read back by `records.metadata`.
         """
-        size = sum(self.file(shard).stat().length for shard in range(self.shards))
-        partial = self.folder / f"{INFO}.partial"
-        partial.rmtree(missing_ok=True)
-        records.describe(
-            partial, self.kind, {self.split: (self.lengths(), size)}, metadata
-        )
-        last = (partial / INFO).replace(self.folder / f"{INFO}.last")
-        for file in partial.iterdir():
-            file.replace(self.folder / file.name)
-        partial.rmtree()
-        for file in self.folder.glob(f"{records.NAME}-{self.split}.*.partial"):
+        finish([self], metadata)
+
+
+def finish(splits: Sequence[ShardedSet], metadata: Mapping[str, Any]) -> None:
+    """Describes the splits of one folder, which makes them one set: all their shards
+    must be written. metadata: as in `ShardedSet.finish`."""
+    folder, kind = splits[0].folder, splits[0].kind
+    described = {}
+    for split in splits:
+        size = sum(split.file(shard).stat().length for shard in range(split.shards))
+        described[split.split] = (split.lengths(), size)
+    partial = folder / f"{INFO}.partial"
+    partial.rmtree(missing_ok=True)
+    records.describe(partial, kind, described, metadata)
+    last = (partial / INFO).replace(folder / f"{INFO}.last")
+    for file in partial.iterdir():
+        file.replace(folder / file.name)
+    partial.rmtree()
+    for split in splits:
+        for file in folder.glob(f"{records.NAME}-{split.split}.*.partial"):
             file.unlink()  # what killed processes left
-        last.replace(self.folder / INFO)
+    last.replace(folder / INFO)

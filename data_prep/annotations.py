@@ -1,0 +1,199 @@
+"""Annotation files, entry by entry: JSON of any size in, checked values out.
+
+A mistake is shown with its file, the entry's number, what was expected, and the entry.
+"""
+
+import codecs
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO
+
+from tqdm import tqdm
+
+from data_prep import raw
+from unipt_jax.errors import UserError
+
+_CHUNK = 1 << 20  # characters read at a time
+_LARGEST = 1 << 24  # characters of one entry: more is no entry
+
+
+class _Stream:
+    """The text of a file, as much of it as is looked at."""
+
+    def __init__(self, file: BinaryIO, name: str, progress: tqdm) -> None:
+        self.name, self._file, self._progress = name, file, progress
+        self._decode = codecs.getincrementaldecoder("utf-8-sig")().decode
+        self.text, self.at, self.ended, self._line = "", 0, False, 1
+
+    def more(self) -> None:
+        """Reads on; what was passed is forgotten."""
+        self._line += self.text.count("\n", 0, self.at)
+        self.text, self.at = self.text[self.at :], 0
+        piece = self._file.read(_CHUNK)
+        self.ended = not piece
+        self._progress.update(len(piece))
+        try:
+            self.text += self._decode(piece, final=self.ended)
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{self.name} is not UTF-8 ({error.reason}); save it as UTF-8"
+            ) from error
+
+    def peek(self) -> str:
+        """The next character that is no space, "" at the end."""
+        while True:
+            while self.at < len(self.text) and self.text[self.at] in " \t\r\n":
+                self.at += 1
+            if self.at < len(self.text):
+                return self.text[self.at]
+            if self.ended:
+                return ""
+            self.more()
+
+    def value(self) -> Any:
+        """The JSON value that comes next."""
+        self.peek()
+        while True:
+            try:
+                value, end = json.JSONDecoder().raw_decode(self.text, self.at)
+            except (json.JSONDecodeError, RecursionError) as error:
+                if self.ended or len(self.text) - self.at > _LARGEST:
+                    raise self.broken(str(error).split(":")[0]) from error
+            else:
+                if end < len(self.text) or self.ended:  # else a number may go on
+                    self.at = end
+                    return value
+            self.more()
+
+    def broken(self, why: str) -> UserError:
+        """What to say of a file that is no JSON from here on."""
+        line = self._line + self.text.count("\n", 0, self.at)
+        shown = self.text[self.at : self.at + 60].split("\n")[0]
+        at_end = "at its end (is it cut off?)" if not shown else f"near {shown!r}"
+        return UserError(
+            f"{self.name} is no JSON: line {line}, {at_end}: {why}; fetch it again, or "
+            "correct it"
+        )
+
+
+def items(file: str | os.PathLike, name: str) -> Iterator[tuple[int | str, Any]]:
+    """The entries of a JSON list with their numbers from 1, or of an object with their
+    keys, however large the file is. name: what to call it.
+
+    Raises UserError where the file is neither, or no JSON, or not there.
+    """
+    if not os.path.isfile(file):
+        raise UserError(f"{name} is not there, or no file; give a JSON file")
+    progress = tqdm(
+        total=os.path.getsize(file),
+        desc=f"reading {os.path.basename(file)}",
+        unit="B",
+        unit_scale=True,
+        delay=2,
+    )
+    with open(file, "rb") as opened, progress:
+        stream = _Stream(opened, name, progress)
+        opening = stream.peek()
+        if opening not in ("[", "{") or not opening:
+            raise stream.broken("expected a list or an object of entries")
+        stream.at += 1
+        closing, number = {"[": "]", "{": "}"}[opening], 0
+        while (found := stream.peek()) != closing:
+            if number:
+                if found != ",":
+                    raise stream.broken("expected a comma or the end")
+                stream.at += 1
+            number += 1
+            key: int | str = number
+            if opening == "{":
+                if not isinstance(key := stream.value(), str) or stream.peek() != ":":
+                    raise stream.broken("expected a name and a colon")
+                stream.at += 1
+            yield key, stream.value()
+        stream.at += 1
+        if stream.peek():
+            raise stream.broken("expected nothing after the end")
+
+
+def shown(value: Any) -> str:
+    """A value as an error shows it."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 160 else f"{text[:157]}..."
+
+
+@dataclasses.dataclass(frozen=True)
+class Annotation:
+    """One entry of an annotation file, whose fields are asked for by name.
+
+    where: the file and the entry's number, for errors.
+    """
+
+    where: str
+    values: Mapping[str, Any]
+
+    def wrong(self, name: str, expected: str) -> UserError:
+        """What to say of a field that is not what was expected."""
+        if name in self.values:
+            found = f"'{name}' is {shown(self.values[name])}"
+        else:
+            found = f"there is no '{name}'"
+        return UserError(
+            f"{self.where}: {found}, expected {expected}; the entry: "
+            f"{shown(dict(self.values))}"
+        )
+
+    def path(self, *names: str) -> str:
+        """A path below the folder of images, under one of these names."""
+        name = next((n for n in names if n in self.values), names[0])
+        value = self.values.get(name)
+        if not isinstance(value, str) or not value.strip():
+            expected = "the path of an image"
+            if len(names) > 1:
+                expected += f" (as {' or '.join(names)})"
+            raise self.wrong(name, expected)
+        return raw.inside(value.strip(), self.where)
+
+    def captions(self, *names: str) -> tuple[str, ...]:
+        """One sentence or a list of them, under one of these names; spaces at their
+        ends are cut, empty ones stay."""
+        name = next((n for n in names if n in self.values), names[0])
+        value = self.values.get(name)
+        value = [value] if isinstance(value, str) else value
+        if not isinstance(value, list) or not all(isinstance(c, str) for c in value):
+            raise self.wrong(name, "a sentence or a list of sentences")
+        return tuple(" ".join(caption.split()) for caption in value)
+
+    def number(self, name: str) -> int:
+        """A whole number from 0, which may be written as text."""
+        value = self.values.get(name)
+        if isinstance(value, str) and value.strip().isdecimal():
+            value = int(value)
+        number = isinstance(value, int) and not isinstance(value, bool)
+        if not number or not 0 <= value < 2**63:
+            raise self.wrong(name, "a whole number from 0")
+        return value
+
+    def one_of(self, name: str, *values: str) -> str:
+        """A text that is one of these."""
+        value = self.values.get(name)
+        if value not in values:
+            raise self.wrong(name, f"one of {', '.join(values)}")
+        return value
+
+
+def entries(file: str | os.PathLike, name: str) -> Iterator[Annotation]:
+    """The entries of a JSON list of objects. Raises UserError for anything else."""
+    for number, value in items(file, name):
+        if isinstance(number, str):
+            raise UserError(
+                f"{name} is an object that begins with '{number[:60]}'; expected a list "
+                "of entries, [{...}, {...}]"
+            )
+        if not isinstance(value, dict):
+            raise UserError(
+                f"{name} entry {number} is {shown(value)}; expected an object, such as "
+                '{"file_path": ..., "captions": [...]}'
+            )
+        yield Annotation(f"{name} entry {number}", value)

@@ -1,0 +1,100 @@
+"""Captions alone, for images that are prepared already: a survey and a record set in, a
+caption record set out, index-aligned with the records."""
+
+import collections
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from etils import epath
+from tqdm import tqdm
+
+from data_prep.entries import Survey
+from unipt_jax.data import shards
+from unipt_jax.data.records import CaptionRecord, PersonRecord, Records
+from unipt_jax.errors import UserError
+
+SPLIT = "pretrain"
+_SHARD = 1 << 16  # captions of so many images in a file
+
+
+def _tails(path: str) -> Iterator[str]:
+    """The path, then without its first folder, its first two ..."""
+    yield path
+    while "/" in path:
+        path = path.partition("/")[2]
+        yield path
+
+
+def match(image_ids: Sequence[str], paths: Sequence[str]) -> list[int | None]:
+    """For each image id the number of the path that is the same image, or None.
+
+    Folders that only one of the two begins with do not count: `part1.tar/x/1.jpg` is
+    `x/1.jpg`, and so the other way round. What would match two images matches none.
+    """
+    exact = {path: number for number, path in enumerate(paths)}
+    ends = collections.defaultdict(set)
+    out: list[int | None] = []
+    for image_id in image_ids:
+        tail = next((tail for tail in _tails(image_id) if tail in exact), None)
+        out.append(None if tail is None else exact[tail])
+    if not any(number is not None for number in out):
+        for number, path in enumerate(paths):
+            for tail in list(_tails(path))[1:]:
+                ends[tail].add(number)
+        out = [
+            next(iter(ends[i])) if len(ends.get(i, ())) == 1 else None
+            for i in image_ids
+        ]
+    taken = collections.Counter(number for number in out if number is not None)
+    return [n if n is not None and taken[n] == 1 else None for n in out]
+
+
+def write(
+    survey: Survey,
+    folder: str | os.PathLike,
+    out: str | os.PathLike,
+    metadata: Mapping[str, Any],
+) -> None:
+    """Writes the captions of `survey` for the records in `folder`, all or nothing.
+
+    Raises UserError where no image of the two is the same.
+    """
+    records = Records(folder, SPLIT, PersonRecord)
+    bar = tqdm(range(len(records)), desc="reading image ids", unit=" records")
+    image_ids = [records[index].image_id for index in bar]
+    numbers = match(image_ids, [entry.image_id for entry in survey.entries])
+    found = sum(number is not None for number in numbers)
+    if not found:
+        raise UserError(
+            f"no image of {folder} is in the captions, or several are for each: it has "
+            f"'{image_ids[0]}', they have '{survey.entries[0].image_id}'; prepare the "
+            "images whose captions these are"
+        )
+    print(
+        f"{found:,} of {len(image_ids):,} images of {folder} have captions; "
+        f"{len(survey.entries) - found:,} captioned images are not in it"
+    )
+    out = epath.Path(out)
+    partial = out.with_name(f"{out.name}.partial")
+    partial.rmtree(missing_ok=True)
+    count = -(-len(image_ids) // _SHARD)
+    files = shards.ShardedSet(partial, CaptionRecord, SPLIT, count)
+    for shard in range(count):
+        some = range(shard * _SHARD, min((shard + 1) * _SHARD, len(image_ids)))
+        rows = tqdm(some, desc=f"writing captions {shard + 1}/{count}", unit=" records")
+        files.write(
+            shard,
+            (_record(survey, image_ids[index], numbers[index]) for index in rows),
+        )
+    told = {"set": survey.name, "records": os.fspath(folder), "captioned": found}
+    files.finish(told | metadata)
+    partial.rename(out)
+
+
+def _record(survey: Survey, image_id: str, number: int | None) -> CaptionRecord:
+    if number is None:
+        return CaptionRecord(image_id, ())
+    entry = survey.entries[number]
+    captions = tuple(caption for caption in entry.captions if caption)
+    return CaptionRecord(image_id, captions, {"file_path": entry.image_id})
