@@ -20,9 +20,9 @@ from statistics import median
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from benchmarks import report
+from benchmarks import pictures, report
 from unipt_jax import host
 from unipt_jax.data import pipeline, records, tokenizers, transforms
 from unipt_jax.errors import UserError
@@ -37,17 +37,6 @@ except ImportError as error:
 LENGTHS = (32, 48, 64, 100)  # the paper's config; peers pad to the last
 MEAN, STD = 0.5, 0.5
 THREADS, WORKERS = (1, 2, 4), (0, 1, 2)
-PHRASES = (
-    ("a young woman", "an old man", "a tall boy", "a child with short hair"),
-    ("is walking", "stands and talks on the phone", "rides a bicycle"),
-    ("in a red striped shirt", "in a long black coat", "in a white down jacket"),
-    ("and blue jeans,", "and dark grey trousers,", "and a pleated skirt,"),
-    (
-        "carrying a brown leather bag over the left shoulder.",
-        "with glasses, a hat and grey sports shoes with white soles.",
-        "holding an umbrella in one hand and a plastic bag in the other.",
-    ),
-)
 
 
 def main() -> None:
@@ -58,27 +47,21 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=2, help="in a timing")
     parser.add_argument(
-        "--size", type=size, default=(384, 128), help="HEIGHTxWIDTH of the batches"
+        "--size",
+        type=pictures.size,
+        default=(384, 128),
+        help="HEIGHTxWIDTH of the batches",
     )
     parser.add_argument(
-        "--stored", type=size, help="HEIGHTxWIDTH of the files, where it differs"
+        "--stored",
+        type=pictures.size,
+        help="HEIGHTxWIDTH of the files, where it differs",
     )
     args = parser.parse_args()
     try:
         report.finish(compare(args), save=args.save)
     except UserError as error:
         raise SystemExit(str(error)) from None
-
-
-def size(text: str) -> tuple[int, int]:
-    """ "384x128" -> (384, 128)."""
-    try:
-        height, width = map(int, text.split("x"))
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"'{text}' is not HEIGHTxWIDTH, such as 384x128"
-        ) from None
-    return height, width
 
 
 def compare(args: argparse.Namespace) -> dict:
@@ -89,7 +72,7 @@ def compare(args: argparse.Namespace) -> dict:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         report.progress(f"drawing {args.images} images of {stored[0]}x{stored[1]}")
-        files, captions = draw_set(folder, args.images, stored)
+        files, captions = pictures.draw_set(folder, args.images, stored)
         kilobytes = sum(file.stat().st_size for file in files) / len(files) / 1000
         report.progress(f"{kilobytes:.1f} kB an image; writing the record set")
         write_records(folder / "records", files, captions)
@@ -121,33 +104,6 @@ def compare(args: argparse.Namespace) -> dict:
         "size": args.size,
         "stored": stored,
     }
-
-
-def draw_set(folder: Path, count: int, shape: tuple[int, int]):
-    """Writes `count` JPEG files of that height and width; returns them and captions.
-
-    Soft shading of three scales and flat shapes: compresses as photographs do.
-    """
-    rng, words = np.random.default_rng(0), random.Random(0)
-    height, width = shape
-    files = []
-    for index in range(count):
-        picture = np.full((height, width, 3), 128.0, np.float32)
-        for cells, depth in ((4, 60), (16, 25), (64, 14)):
-            grid = rng.normal(0, depth, (3 * cells, cells, 3)) + 128
-            grid = Image.fromarray(grid.clip(0, 255).astype(np.uint8))
-            soft = grid.resize((width, height), Image.Resampling.BICUBIC)
-            picture += np.asarray(soft, np.float32) - 128
-        image = Image.fromarray(picture.clip(0, 255).astype(np.uint8))
-        draw = ImageDraw.Draw(image)
-        for _ in range(6):
-            x, y = rng.integers(0, width), rng.integers(0, height)
-            box = (x, y, x + rng.integers(4, width // 2), y + rng.integers(4, 90))
-            draw.ellipse(box, fill=tuple(rng.integers(0, 256, 3).tolist()))
-        files.append(folder / f"{index:06d}.jpg")
-        image.save(files[-1], quality=90)
-    captions = [" ".join(words.choice(p) for p in PHRASES) for _ in files]
-    return files, captions
 
 
 def write_records(folder: Path, files: Sequence[Path], captions: Sequence[str]) -> None:
