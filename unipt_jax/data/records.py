@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
+from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
 from unipt_jax.errors import UserError
@@ -85,20 +86,55 @@ def encode(record: PersonRecord | CaptionRecord) -> dict[str, Any]:
     return row
 
 
-def _decode(row: Mapping[str, Any], kind: type) -> PersonRecord | CaptionRecord:
-    values: dict[str, Any] = {}
-    for field in dataclasses.fields(kind):
-        value = row[field.name]
-        if field.name == "captions":
-            value = tuple(caption.decode() for caption in value)
-        elif field.name in _JSON_FIELDS:
-            value = json.loads(value)
-        elif field.name != "image" and isinstance(value, bytes):
-            value = value.decode()
-        elif isinstance(value, np.integer):
-            value = int(value)
-        values[field.name] = value
-    return kind(**values)
+def _bytes(feature: Any) -> bytes:
+    (value,) = feature.bytes_list.value
+    return value
+
+
+def _text(feature: Any) -> str:
+    return _bytes(feature).decode()
+
+
+def _texts(feature: Any) -> tuple[str, ...]:
+    # Without this a field that is not there at all would be read as an empty list.
+    if not feature.HasField("bytes_list"):
+        raise ValueError("no list of texts")
+    return tuple(value.decode() for value in feature.bytes_list.value)
+
+
+def _number(feature: Any) -> int:
+    (value,) = feature.int64_list.value
+    return value
+
+
+def _json(feature: Any) -> Any:
+    return json.loads(_bytes(feature))
+
+
+_PARSERS = {
+    "image": _bytes,
+    "person_id": _number,
+    "label": _number,
+    "captions": _texts,
+    "attributes": _json,
+    "evidence": _json,
+}  # the rest is text
+
+
+def parse(example: bytes, kind: type) -> PersonRecord | CaptionRecord:
+    """A record from a serialised `tf.train.Example`, as TFDS stores it.
+
+    TFDS's own decoding gives the same values and takes several times as long, with the
+    interpreter's lock held. Raises whatever protobuf, json and Python raise where the
+    bytes are no such record.
+    """
+    features = tf_example_pb2.Example.FromString(example).features.feature
+    return kind(
+        *(
+            _PARSERS.get(field.name, _text)(features[field.name])
+            for field in dataclasses.fields(kind)
+        )
+    )
 
 
 class _Builder(tfds.core.GeneratorBasedBuilder):
@@ -253,8 +289,9 @@ class Records(Sequence):
                 f"{folder} holds {', '.join(sorted(builder.info.features))}, which is "
                 f"not a set of {kind.__name__}s (it needs {', '.join(sorted(wanted))})"
             )
-        skip = {"image": tfds.decode.SkipDecoding()} if "image" in wanted else None
-        self._source = builder.as_data_source(split, decoders=skip)
+        self._source = builder.as_data_source(
+            split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+        )
 
     def __len__(self) -> int:
         return len(self._source)
@@ -263,7 +300,7 @@ class Records(Sequence):
         if not 0 <= index < len(self):
             raise IndexError(index)
         try:
-            return _decode(self._source[index], self.kind)
+            return parse(self._source[index], self.kind)
         except Exception as error:  # array_record and protobuf raise kinds of their own
             raise UserError(
                 f"record {index} of split '{self.split}' in {self.folder} cannot be "
