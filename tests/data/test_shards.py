@@ -186,3 +186,22 @@ def test_the_description_says_nothing_of_when_or_where(tmp_path):
         assert os.fsencode(tmp_path) not in content
     info = json.loads((tmp_path / "one" / shards.INFO).read_text())
     assert info["splits"][0]["shardLengths"] == ["1", "2"]
+
+
+RECORDS = (
+    PersonRecord(b"\xff\xd8 no picture", "a/b"),
+    PersonRecord(b"x", "ä", "p", 2**62, 0, ("one", "", "中文"), {"b": "1", "a": "ü"}),
+    PersonRecord(b"", "", "", -1, -1, (), {}),
+    CaptionRecord("id", ()),
+    CaptionRecord("id", ("a man",), {"hat": {"probability": 0.5}}),
+)
+
+
+@pytest.mark.parametrize("record", RECORDS)
+def test_a_record_is_serialised_as_tfds_would(record):
+    features = records.features(type(record))
+    info = features.get_serialized_info()
+    serialiser = tfds.core.example_serializer.ExampleSerializer(info)
+    row = features.encode_example(records.encode(record))
+    wanted = serialiser.get_tf_example(row).SerializeToString(deterministic=True)
+    assert records.serialise(record) == wanted

@@ -86,6 +86,27 @@ def encode(record: PersonRecord | CaptionRecord) -> dict[str, Any]:
     return row
 
 
+def serialise(record: PersonRecord | CaptionRecord) -> bytes:
+    """A record as a `tf.train.Example`, the same bytes in any process.
+
+    They say what TFDS's own serialiser would, which takes ten times as long.
+    """
+    example = tf_example_pb2.Example()
+    feature = example.features.feature
+    for name, value in encode(record).items():
+        if isinstance(value, list):
+            texts = feature[name].bytes_list
+            texts.SetInParent()  # an empty list is there, too
+            texts.value.extend(text.encode() for text in value)
+        elif isinstance(value, bytes | str):
+            value = value if isinstance(value, bytes) else value.encode()
+            feature[name].bytes_list.value.append(value)
+        else:
+            feature[name].int64_list.value.append(int(value))
+    # Else every process has a record's fields in an order of its own.
+    return example.SerializeToString(deterministic=True)
+
+
 def _bytes(feature: Any) -> bytes:
     (value,) = feature.bytes_list.value
     return value

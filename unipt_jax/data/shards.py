@@ -10,13 +10,15 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from etils import epath
 
 from unipt_jax.data import records
+from unipt_jax.data.records import CaptionRecord, PersonRecord
 from unipt_jax.errors import UserError
 
+# One record a group, to be read alone; pictures are compressed already.
+_WRITER = {PersonRecord: "group_size:1,uncompressed", CaptionRecord: "group_size:1"}
 INFO = "dataset_info.json"  # written last: a set without it is not there yet
 
 
@@ -89,23 +91,17 @@ class ShardedSet:
         """As `write`, record by record: gives what takes one; the shard appears at the
         end of the block, unless that raised."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        features = records.features(self.kind)
-        serialiser = tfds.core.example_serializer.ExampleSerializer(
-            features.get_serialized_info()
-        )
         file = self.file(shard)
         partial = partial_of(file)
         with _told(file):
             writer = array_record_module.ArrayRecordWriter(
-                os.fspath(partial), "group_size:1"
+                os.fspath(partial), _WRITER[self.kind]
             )
 
         def add(row: Any) -> None:
-            example = features.encode_example(records.encode(row))
-            example = serialiser.get_tf_example(example)
+            example = records.serialise(row)
             with _told(file):
-                # Else every process has a record's fields in an order of its own.
-                writer.write(example.SerializeToString(deterministic=True))
+                writer.write(example)
 
         try:
             yield add
