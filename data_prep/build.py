@@ -53,8 +53,12 @@ SETS = (*READERS, "synthetic")
 
 
 def _synthetic(args: argparse.Namespace) -> None:
-    if args.check or args.raw:
-        raise UserError("synthetic persons are drawn: leave --raw and --check out")
+    others = DECISIVE | {"check": False, "tokenizer": "", "beam": None}
+    for name in others.keys() - {"height", "width"}:
+        if getattr(args, name) != others[name]:
+            name = name.replace("_", "-")
+            raise UserError(f"synthetic persons are drawn: leave --{name} out")
+    _check_numbers(args)
     out = pathlib.Path(args.out or "data/synthetic")
     wanted = {"identities": args.identities, "seed": args.seed}
     wanted |= {"height": args.height or 192, "width": args.width or 64}
@@ -103,6 +107,11 @@ def _prepare(args: argparse.Namespace) -> None:
     options = _options(args)
     if not args.check and _there_already(args):
         return
+    run = None
+    if args.beam is not None:
+        from data_prep import beam  # an extra
+
+        run = beam.runner(args.beam)
     survey = READERS[args.set](args)
     if args.records:
         captions.write(survey, args.records, args.out, {"command": command(args)})
@@ -113,18 +122,12 @@ def _prepare(args: argparse.Namespace) -> None:
         print("nothing stands in the way of training")
         return
 
+    tokenizer = _trained(survey, args.vocabulary) if args.vocabulary else None
+
     def extras(folder) -> None:
-        if args.vocabulary:
-            texts = [c for e in survey.entries for c in e.captions if c]
-            if not texts:
-                raise UserError("--vocabulary: there are no captions to train one on")
-            tokenizers.train(texts, size=args.vocabulary).save(folder / "tokenizer")
+        if tokenizer:
+            tokenizer.save(folder / "tokenizer")
 
-    run = None
-    if args.beam is not None:
-        from data_prep import beam  # an extra
-
-        run = beam.runner(args.beam)
     prepare.write(
         survey,
         args.out,
@@ -137,6 +140,13 @@ def _prepare(args: argparse.Namespace) -> None:
         extras=extras,
     )
     print(f"{args.out}: {records.splits(args.out)}")
+
+
+def _trained(survey: Survey, size: int) -> tokenizers.Tokenizer:
+    texts = [c for entry in survey.entries for c in entry.captions if c]
+    if not texts:
+        raise UserError("--vocabulary: there are no captions to train one on")
+    return tokenizers.train(texts, size=size)
 
 
 def _options(args: argparse.Namespace) -> prepare.Options:
@@ -152,12 +162,18 @@ def _options(args: argparse.Namespace) -> prepare.Options:
             )
     if (args.height is None) != (args.width is None):
         raise UserError("--height and --width go together: give both, or neither")
-    for name in ("workers", "shard_images", "vocabulary"):
-        value = getattr(args, name)
-        if value is not None and value < (name == "workers"):
-            raise UserError(f"--{name.replace('_', '-')} {value}: expected 1 or more")
+    if args.check and args.records:
+        raise UserError("--check looks at images, which --records is without; give one")
+    _check_numbers(args)
     size = None if args.height is None else (args.height, args.width)
     return prepare.Options(size, args.quality, args.shard_images)
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    for name in ("workers", "text_length", "shard_images", "vocabulary"):
+        value, least = getattr(args, name), name in ("workers", "text_length")
+        if value is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')} {value}: expected 1 or more")
 
 
 def _there_already(args: argparse.Namespace) -> bool:
@@ -165,7 +181,8 @@ def _there_already(args: argparse.Namespace) -> bool:
     out = pathlib.Path(args.out)
     if not out.exists():
         return False
-    if not args.resume:
+    left = prepare.partial_of(out).exists()  # killed when all was there already
+    if not args.resume and not left:
         raise UserError(
             f"{out} exists already; remove it, or give another --out (with --resume, a "
             "set of the same command that is there already is left as it is)"
@@ -176,6 +193,8 @@ def _there_already(args: argparse.Namespace) -> bool:
             f"{out} holds another set, made by `{there}`; remove it, or give another "
             "--out"
         )
+    if left:
+        prepare.clear(out)
     print(f"{out} is there already, as asked for: {records.splits(out)}")
     return True
 
@@ -301,7 +320,14 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Does what the command line says; returns the exit code."""
-    args = parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    for at in range(len(words) - 1, 0, -1):
+        if words[at - 1] == "--beam" and "=" in words[at]:
+            words[at - 1 : at + 1] = [f"--beam={words[at]}"]  # else taken for ours
+    args = parser().parse_args(words)
+    for name in ("raw", "out", "annotations", "splits", "records", "tokenizer", "peek"):
+        if value := getattr(args, name):
+            setattr(args, name, os.path.expanduser(value))
     try:
         if args.set == "synthetic" and not args.peek:
             _synthetic(args)
