@@ -37,8 +37,8 @@ format: .venv/ready-for-tests
 	@touch $@
 
 .venv/ready-for-tests: .venv/ready tests/assets.txt constraints.txt
-	@echo "installing what the tests need, PyTorch among it (about a minute) ..."
-	$(PIP) --constraint constraints.txt --editable '.[test,torch]'
+	@echo "installing what the tests need, PyTorch and Beam among it (two minutes) ..."
+	$(PIP) --constraint constraints.txt --editable '.[test,torch,beam]'
 	$(PIP) --no-deps --requirement tests/assets.txt
 	@touch $@
 

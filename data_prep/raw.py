@@ -52,6 +52,8 @@ class Place(NamedTuple):
 
 def readable(path: str) -> str:
     """A path as text: bytes of it that are no UTF-8 stand as \\xe9."""
+    if path.isascii():
+        return path  # the very object: there may be millions
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
