@@ -174,15 +174,17 @@ class TrainBatches:
         longest = self.table.lengths(plan[:, 1]).max()  # of the global batch
         length = bucket(longest, self._lengths)
         mine = plan[self._rows]
-        return {
-            "image": np.stack([self._image(index) for index in mine[:, 0]]),
-            "tokens": self.table.padded(mine[:, 1], length, self._pad),
-        }
+        # Each picture goes to its place at once, while the caches hold it.
+        pictures = np.empty((len(mine), *self._size, 3), np.uint8)
+        for row, index in zip(pictures, mine[:, 0].tolist(), strict=True):
+            row[...] = self._image(index)
+        tokens = self.table.padded(mine[:, 1], length, self._pad)
+        return {"image": pictures, "tokens": tokens}
 
     def _image(self, index: int) -> np.ndarray:
         if self._cache is not None and index in self._cache:
             return self._cache[index]
-        record = self._records[int(index)]
+        record = self._records[index]
         if record.image_id != self.table.image_ids[index]:
             raise UserError(
                 f"record {index} of {self._records.folder} is '{record.image_id}' but "
