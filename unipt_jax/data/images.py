@@ -5,7 +5,7 @@ import io
 from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 ORIENTATION = 0x0112  # the EXIF tag
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm")
@@ -34,6 +34,8 @@ def _opened(encoded: bytes) -> Iterator[Image.Image]:
                     "taken for a decompression bomb"
                 )
             yield image
+    except UnidentifiedImageError as error:  # PIL tells the address of our buffer
+        raise OSError("cannot identify it as a picture of any kind") from error
     except OSError:
         raise
     except Exception as error:  # SyntaxError, struct.error, DecompressionBombError ...
