@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from data_prep import workers
 from data_prep.entries import Counts, Entry, Survey
-from data_prep.raw import Place, Reader
+from data_prep.raw import Place, Reader, readable
 from unipt_jax.data import images
 from unipt_jax.data.records import UNKNOWN
 from unipt_jax.data.tokenizers import Tokenizer
@@ -322,7 +322,7 @@ def unlisted(survey: Survey) -> list[Finding]:
     if not others:
         return []
     text = f"{len(others):,} pictures are in no annotation, and left out: "
-    return [Finding("note", text + some(others))]
+    return [Finding("note", text + some([readable(path) for path in others]))]
 
 
 def without_pictures(survey: Survey, *, limit: int, tokenizer=None) -> list[Finding]:

@@ -93,6 +93,13 @@ def count(entries: Iterable[Entry]) -> dict[str, Counts]:
     }
 
 
+def _as_written(entry: Entry, name: str) -> Any:
+    value = getattr(entry, name)
+    if name == "person_id":
+        value = entry.attributes.get("person", "" if value == UNKNOWN else value)
+    return value
+
+
 def in_order(entries: Sequence[Entry]) -> list[Entry]:
     """Split by split, in the order found; what names one image twice becomes one entry
     with the captions of both, each once.
@@ -109,8 +116,8 @@ def in_order(entries: Sequence[Entry]) -> list[Entry]:
             if getattr(before, name) != getattr(entry, name):
                 raise UserError(
                     f"{entry.where}: {entry.image_id} has {name} "
-                    f"'{getattr(entry, name)}', but in {before.where} it has "
-                    f"'{getattr(before, name)}'; an image has one: correct the file"
+                    f"'{_as_written(entry, name)}', but in {before.where} it has "
+                    f"'{_as_written(before, name)}'; an image has one: correct the file"
                 )
         captions = tuple(dict.fromkeys(before.captions + entry.captions))
         found[entry.image_id] = dataclasses.replace(before, captions=captions)

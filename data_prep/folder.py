@@ -55,8 +55,10 @@ def _entries(file: str) -> Iterator[Entry]:
             f"{file} is not UTF-8 ({error.reason} at byte {error.start}); save it as "
             'UTF-8 (in a spreadsheet: "CSV UTF-8")'
         ) from error
-    except FileNotFoundError as error:
-        raise UserError(f"{file} is not there; give a CSV or JSONL file") from error
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise UserError(
+            f"{file} is not there, or no file; give a CSV or JSONL file"
+        ) from error
     rows = _of_jsonl if file.lower().endswith(".jsonl") else _of_csv
     for where, values in rows(file, text):
         yield _entry(values, where)
@@ -91,7 +93,7 @@ def _of_jsonl(file: str, text: str) -> Iterator[tuple[str, dict[str, str]]]:
             continue
         try:
             values = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(
                 f"{where} is no JSON ({error}); write one object a line, such as "
                 '{"path": "a.jpg", "caption": "A man ..."}'
@@ -116,6 +118,10 @@ def _entry(values: Mapping[str, str], where: str) -> Entry:
     path, caption = values["path"], " ".join(values["caption"].split())
     if not path or not caption:
         raise UserError(f"{where}: path and caption must not be empty")
+    try:
+        "".join(values.values()).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where}: half a character ({error.reason})") from error
     split, person = values.get("split") or "train", values.get("person_id", "")
     if split not in SPLITS:
         raise UserError(f"{where}: split '{split}' is not one of {', '.join(SPLITS)}")
@@ -138,4 +144,5 @@ def person_numbers(persons: Sequence[str]) -> list[int]:
 
 def _is_number(name: str) -> bool:
     """True where the name is the number: not 007, and within 64 bits."""
-    return name.isdecimal() and name == str(int(name)) and int(name) < 2**63
+    decimal = name.isdecimal() and len(name) < 20
+    return decimal and name == str(int(name)) and int(name) < 2**63

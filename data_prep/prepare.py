@@ -106,6 +106,12 @@ class Plan:
         }
 
 
+def _write(file: epath.Path, text: str) -> None:
+    partial = shards.partial_of(file)
+    partial.write_text(text)
+    shards.settle(partial, file)
+
+
 def _part(folder: epath.Path, split: str, shard: int) -> epath.Path:
     return folder / "parts" / f"{split}-{shard:05d}.json"
 
@@ -145,10 +151,7 @@ def write_shard(task: Task) -> list[dict[str, str]]:
                 add(PersonRecord(image=stored, **row))
         part = {"images": written, "captions": captions, "bad": bad}
         part["sha256"] = digest.hexdigest()
-        file = _part(folder, task.split, task.shard)
-        partial = shards.partial_of(file)
-        partial.write_text(json.dumps(part))
-        shards.settle(partial, file)
+        _write(_part(folder, task.split, task.shard), json.dumps(part))
         if bad and not task.allow:
             raise _Unreadable
     return bad
@@ -212,7 +215,7 @@ def make_plan(
         digest.update(f"{split} {shard}\n{text}".encode())
         count[split].append(length)
         if not there:
-            _rows(folder, split, shard).write_text(text)
+            _write(_rows(folder, split, shard), text)
     plan = Plan(
         raw=raw,
         options=options,
@@ -223,9 +226,7 @@ def make_plan(
     if there:
         _check_same(folder, plan)
     else:
-        partial = shards.partial_of(folder / "plan.json")
-        partial.write_text(json.dumps(dataclasses.asdict(plan)))
-        shards.settle(partial, folder / "plan.json")
+        _write(folder / "plan.json", json.dumps(dataclasses.asdict(plan)))
     return plan
 
 
@@ -242,6 +243,18 @@ def _check_same(folder: epath.Path, plan: Plan) -> None:
         f"{folder} was left by a build of another set ({what}); remove it, give the "
         "same command as then, or another --out"
     )
+
+
+def partial_of(out: str | os.PathLike) -> epath.Path:
+    """Where a set lies while it is written."""
+    out = epath.Path(out)
+    return out.with_name(f"{out.name}.partial")
+
+
+def clear(out: str | os.PathLike) -> None:
+    """Removes what is left of a build that was killed when its set was there."""
+    with _alone(partial_of(out), epath.Path(out)):
+        partial_of(out).rmtree(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -283,11 +296,14 @@ def write(
     is kept.
     """
     out = epath.Path(out)
-    folder = out.with_name(f"{out.name}.partial")
+    folder = partial_of(out)
     splits = _by_split([e for e in survey.entries if e.image_id not in dropped])
     for split in survey.counts().keys() - splits.keys():
         raise UserError(f"all images of {split} would be left out; nothing was written")
     with _alone(folder, out):
+        if out.exists():  # another process was faster
+            folder.rmtree(missing_ok=True)
+            raise UserError(f"{out} has been written by another process meanwhile")
         plan = make_plan(folder, splits, survey.raw.root, options)
         bad = _write_shards(folder, plan, allow_missing, run, count)
         if bad:
@@ -313,13 +329,14 @@ def _done(folder: epath.Path, plan: Plan, split: str, shard: int) -> bool:
 
 def _write_shards(folder, plan: Plan, allow: bool, run, count) -> list[dict[str, str]]:
     """Writes what is not there; gives the images that stand in the way."""
-    left = [
+    tasks = [
         Task(str(folder), split, shard, allow and split == "pretrain")
         for split, shard in _all(plan)
-        if not _done(folder, plan, split, shard)
     ]
-    for task in left:  # what an earlier run said of it
+    left = [t for t in tasks if (bad := result(t)) is None or (bad and not t.allow)]
+    for task in left:  # what an earlier run, which may have left images out, had of it
         _part(folder, task.split, task.shard).unlink(missing_ok=True)
+        plan.sets(folder)[task.split].file(task.shard).unlink(missing_ok=True)
     total = sum(map(sum, plan.images.values()))
     done = total - sum(plan.images[task.split][task.shard] for task in left)
     count = 1 if total <= _FEWEST else count
