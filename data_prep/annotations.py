@@ -37,8 +37,11 @@ class _Stream:
         try:
             self.text += self._decode(piece, final=self.ended)
         except UnicodeDecodeError as error:
+            line = self._line + self.text.count("\n")
+            line += error.object.count(b"\n", 0, error.start)
             raise UserError(
-                f"{self.name} is not UTF-8 ({error.reason}); save it as UTF-8"
+                f"{self.name} is not UTF-8: line {line}: {error.reason}; save it as "
+                "UTF-8"
             ) from error
 
     def peek(self) -> str:
@@ -58,22 +61,29 @@ class _Stream:
         while True:
             try:
                 value, end = json.JSONDecoder().raw_decode(self.text, self.at)
-            except (json.JSONDecodeError, RecursionError) as error:
+            except json.JSONDecodeError as error:
                 if self.ended or len(self.text) - self.at > _LARGEST:
-                    raise self.broken(str(error).split(":")[0]) from error
+                    raise self.broken(error.msg, error.pos) from error
+            except RecursionError as error:
+                raise self.broken("too many lists or objects, nested") from error
+            except ValueError as error:  # thousands of digits
+                raise self.broken("a number without end") from error
             else:
-                if end < len(self.text) or self.ended:  # else a number may go on
+                if end + 2 < len(self.text) or self.ended:  # else 1 may be 1.5 or 1e+5
                     self.at = end
                     return value
             self.more()
 
-    def broken(self, why: str) -> UserError:
-        """What to say of a file that is no JSON from here on."""
-        line = self._line + self.text.count("\n", 0, self.at)
-        shown = self.text[self.at : self.at + 60].split("\n")[0]
-        at_end = "at its end (is it cut off?)" if not shown else f"near {shown!r}"
+    def broken(self, why: str, at: int | None = None) -> UserError:
+        """What to say of a file that is no JSON from here on, or from `at` on."""
+        at = self.at if at is None else at
+        line = self._line + self.text.count("\n", 0, at)
+        shown = self.text[at : at + 60].split("\n")[0]
+        where = f"near {shown!r}" if self.text[at:].strip() else "at its end"
+        if where == "at its end" or "Unterminated" in why:
+            where += " (is it cut off?)"
         return UserError(
-            f"{self.name} is no JSON: line {line}, {at_end}: {why}; fetch it again, or "
+            f"{self.name} is no JSON: line {line}, {where}: {why}; fetch it again, or "
             "correct it"
         )
 
@@ -120,7 +130,16 @@ def items(file: str | os.PathLike, name: str) -> Iterator[tuple[int | str, Any]]
 def shown(value: Any) -> str:
     """A value as an error shows it."""
     text = json.dumps(value, ensure_ascii=False, default=str)
+    text = text.encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= 160 else f"{text[:157]}..."
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a value is a text that can be written: JSON may hold half a character."""
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +167,7 @@ class Annotation:
         """A path below the folder of images, under one of these names."""
         name = next((n for n in names if n in self.values), names[0])
         value = self.values.get(name)
-        if not isinstance(value, str) or not value.strip():
+        if not _is_text(value) or not value.strip():
             expected = "the path of an image"
             if len(names) > 1:
                 expected += f" (as {' or '.join(names)})"
@@ -161,7 +180,7 @@ class Annotation:
         name = next((n for n in names if n in self.values), names[0])
         value = self.values.get(name)
         value = [value] if isinstance(value, str) else value
-        if not isinstance(value, list) or not all(isinstance(c, str) for c in value):
+        if not isinstance(value, list) or not all(map(_is_text, value)):
             raise self.wrong(name, "a sentence or a list of sentences")
         return tuple(" ".join(caption.split()) for caption in value)
 

@@ -73,6 +73,12 @@ def inside(path: str, where: str) -> str:
     return "/".join(parts)
 
 
+def hidden(path: str) -> bool:
+    """Whether a path is of a hidden file, or one of those that macOS leaves behind."""
+    parts = path.split("/")
+    return any(part.startswith(".") or part == "__MACOSX" for part in parts)
+
+
 def archive_suffix(name: str) -> str | None:
     """`.tar.gz` and the like where the name is an archive's, else None."""
     lower = name.lower()
@@ -113,7 +119,7 @@ class Raw:
         progress.update(len(found))
         for entry in found:
             path = below + entry.name
-            if entry.name.startswith(".") or entry.name == "__MACOSX":
+            if hidden(entry.name):
                 continue
             if entry.is_symlink():
                 self._add_link(path)
@@ -133,7 +139,7 @@ class Raw:
         real = os.path.realpath(f"{self.root}/{path}")
         if not os.path.exists(real):
             self.dead.append(path)
-        elif not real.startswith(f"{self.root}/"):
+        elif real != self.root and not real.startswith(f"{self.root}/"):
             self.outside[path] = real
         elif os.path.isdir(real):
             self._links[path] = os.path.relpath(real, self.root)
@@ -152,9 +158,13 @@ class Raw:
             where = f"{self.name}/{archive}"
             progress = tqdm(desc=f"listing {archive}", unit=" files", delay=2)
             try:
-                for place in _members(f"{self.root}/{archive}", archive, where):
-                    name = inside(place.member, where)
-                    self.files[f"{archive}/{name}"] = place
+                for name, there in _members(f"{self.root}/{archive}", archive, where):
+                    name, place = inside(name, where), there
+                    if isinstance(there, str):
+                        linked = f"{archive}/{there.removeprefix('./')}"
+                        place = self.files.get(linked)
+                    if place and not hidden(name):
+                        self.files[f"{archive}/{name}"] = place
                     progress.update()
             except UserError:
                 raise
@@ -212,7 +222,7 @@ class Raw:
             link = next((head for head in heads if head in self._links), None)
             if link is None:
                 return None
-            path = self._links[link] + path[len(link) :]
+            path = (self._links[link] + path[len(link) :]).removeprefix("./")
         return None
 
     def locate(self, paths: Sequence[str]) -> list[Place | None]:
@@ -252,11 +262,14 @@ class Raw:
                 if file.endswith(f"/{path}") or file == path:
                     hits[file[: len(file) - len(path)]] += 1
         # The annotation's own place comes first of two that hold as many.
-        return sorted(hits, key=lambda start: (-hits[start], len(start), start))
+        return sorted(
+            hits, key=lambda s: (-hits[s], s.count("/"), s != "imgs/", len(s), s)
+        )
 
 
-def _members(file: str, archive: str, where: str) -> Iterator[Place]:
-    """The regular files of an archive."""
+def _members(file: str, archive: str, where: str) -> Iterator[tuple[str, Place | str]]:
+    """The regular files of an archive by name; of a tar's hard link, whose bytes lie
+    there once, the name of the other file."""
     suffix = archive_suffix(archive)
     if suffix == ".zip":
         with zipfile.ZipFile(file) as opened:
@@ -268,19 +281,31 @@ def _members(file: str, archive: str, where: str) -> Iterator[Place]:
                     )
                 inside(item.filename, where)
                 if not item.is_dir():
-                    yield Place(archive, item.filename)
+                    yield item.filename, Place(archive, item.filename)
         return
     opener = TAR[suffix](file, "rb")
     with opener as stream, tarfile.open(fileobj=stream, mode="r:") as opened:
         for item in opened:
+            opened.members.clear()  # which would hold a kilobyte for each
             if item.name not in (".", "./"):
                 inside(item.name, where)
             if item.isreg():
-                yield Place(archive, item.name, item.offset_data, item.size)
-        # Cut off between two members, tarfile sees nothing amiss.
-        stream.seek(opened.offset)
-        if stream.read(512).strip(b"\0") or stream.tell() < opened.offset + 512:
-            raise EOFError("it ends early")
+                place = Place(archive, item.name, item.offset_data, item.size)
+                yield item.name, place
+            elif item.islnk():
+                yield item.name, item.linkname
+        _check_end(stream, opened.offset)
+
+
+def _check_end(stream: BinaryIO, end: int) -> None:
+    """Sees to what tarfile does not: an archive cut off between two members, a bad
+    checksum of what it was packed in, and two archives in one file."""
+    stream.seek(end)
+    if len(block := stream.read(512)) < 512 or block.strip(b"\0"):
+        raise EOFError("it ends early")
+    while block := stream.read(1 << 20):
+        if block.strip(b"\0"):
+            raise EOFError("there is more after its end")
 
 
 class Reader:
@@ -295,7 +320,7 @@ class Reader:
         for a picture."""
         file = os.path.join(self.root, place.file)
         try:
-            if place.file.endswith(ARROW):
+            if place.file.lower().endswith(ARROW):
                 return self._of_arrow(file, place)
             suffix = archive_suffix(place.file) if place.member else None
             if suffix == ".zip":
