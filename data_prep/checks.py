@@ -161,6 +161,16 @@ def some(names: Sequence[str], most: int = 3) -> str:
     return shown + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
+def _heads(path: str) -> list[str]:
+    """a, a/b and a/b/c of a/b/c."""
+    return [path[:at] for at, c in enumerate(path) if c == "/"] + [path]
+
+
+def _tails(path: str) -> list[str]:
+    """c, b/c and a/b/c of a/b/c."""
+    return [path[at + 1 :] for at, c in enumerate(path) if c == "/"] + [path]
+
+
 def missing(survey: Survey) -> list[Finding]:
     """Images that are named but not there, by their folder."""
     entries = [entry for entry in survey.entries if entry.place is None]
@@ -170,12 +180,11 @@ def missing(survey: Survey) -> list[Finding]:
     totals = collections.Counter(
         e.image_id.rpartition("/")[0] or "." for e in survey.entries
     )
-    dead = set(survey.raw.dead)
+    dead = {tail for link in survey.raw.dead for tail in _tails(link)}
     out = []
     for folder, names in sorted(folders.items(), key=lambda item: -len(item[1])):
         whole = len(names) == totals[folder]
-        links = sum(any(name == d or d.endswith(f"/{name}") for d in dead)
-                    for name in names) if dead else 0  # fmt: skip
+        links = sum(not dead.isdisjoint(_heads(name)) for name in names)
         text = f"{len(names):,} of {totals[folder]:,} images of {folder} are missing"
         text += ", the whole folder" if whole else f": {some(names)}"
         out.append(text + (f" ({links:,} are dead links)" if links else ""))

@@ -113,9 +113,10 @@ def read(
 
 
 def annotation_file(raw: Raw, names: tuple[str, ...], data_set: str) -> str:
-    """The path of the first of these files that is there."""
-    if found := raw.named(*names):
-        return f"{raw.name}/{found[0]}"
+    """The path of the first of these files that is there, the nearest of that name."""
+    for name in names:
+        if found := raw.named(name):
+            return f"{raw.name}/{found[0]}"
     others = [path for path in raw.named(suffix=".json") if path]
     instead = f" (there is {', '.join(others[:3])})" if others else ""
     raise UserError(
@@ -165,23 +166,32 @@ def read_splits(file: str) -> Mapping[str, str]:
     """Path -> split, from a list of entries with file_path (or img_path) and split,
     from {path: split}, or from {split: [paths]}.
 
-    Raises UserError for the first entry that is none of these.
+    Raises UserError for the first entry that is none of these, and for the first image
+    that is in two splits.
     """
-    out = {}
+    out: dict[str, str] = {}
+
+    def add(path: str, item: annotations.Annotation, split: str) -> None:
+        if out.setdefault(path, split) != split:
+            raise UserError(
+                f"{item.where}: {path} is in {split}, but in {out[path]} further up; "
+                "an image is in one split: correct the file"
+            )
+
     for key, value in annotations.items(file, file):
         if isinstance(key, int):
             if not isinstance(value, dict):
                 value = {"entry": value}
             item = annotations.Annotation(f"{file} entry {key}", value)
             path = item.path("file_path", "img_path")
-            out[path] = item.one_of("split", *_SPLITS)
+            add(path, item, item.one_of("split", *_SPLITS))
         elif key in _SPLITS and isinstance(value, list):
             for path in value:
                 item = annotations.Annotation(f"{file} '{key}'", {"file_path": path})
-                out[item.path("file_path")] = key
+                add(item.path("file_path"), item, key)
         else:
             item = annotations.Annotation(f"{file} '{key[:80]}'", {"split": value})
-            out[inside(key, file)] = item.one_of("split", *_SPLITS)
+            add(inside(key, file), item, item.one_of("split", *_SPLITS))
     return out
 
 
