@@ -28,17 +28,25 @@ SAID = {  # images, as their authors count them
 
 def luperson(folder: str | os.PathLike) -> Survey:
     """Every picture below the folder, archives read in place; its path is its id.
+    What links to nothing is missing.
 
     Raises UserError where there is none.
     """
     raw = Raw(folder)
     entries = [Entry(readable(path), place, SPLIT) for path, place in raw.images()]
+    notes = []
+    for path in raw.dead:
+        if path.lower().endswith(images.SUFFIXES):
+            entries.append(Entry(readable(path), None, SPLIT))
+        else:
+            notes.append(f"{readable(path)} is a link to nothing")
     if not entries:
         raise UserError(
             f"no image in {folder} ({', '.join(images.SUFFIXES)}), at any depth, in "
             "tar and zip archives either; give the folder that holds some"
         )
-    return Survey("luperson", raw, in_order(entries), [], said=SAID["luperson"])
+    entries = in_order(entries)
+    return Survey("luperson", raw, entries, [], notes=notes, said=SAID["luperson"])
 
 
 def luperson_t(folder: str | os.PathLike, *, annotation: str = "") -> Survey:
@@ -55,7 +63,7 @@ def luperson_t(folder: str | os.PathLike, *, annotation: str = "") -> Survey:
 
 
 def _arrow_rows(raw: Raw, file: str) -> Iterator[Entry]:
-    stem = os.path.basename(file).removesuffix(ARROW)
+    stem = file[: -len(ARROW)]
     for batch, row, values in Batches(f"{raw.root}/{file}").rows():
         where = f"{raw.name}/{file} row {row} of batch {batch}"
         item = annotations.Annotation(where, values)
