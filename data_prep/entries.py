@@ -36,11 +36,12 @@ class Counts(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """What a data set is said to hold. splits: split -> counts. captions: other totals
-    of captions that are in print for the same files. first_id: the lowest identity;
+    """What a data set is said to hold. splits: split -> counts. images, captions: other
+    totals of them that are known of the same files. first_id: the lowest identity;
     they have no gaps, and follow each other as the splits do."""
 
     splits: Mapping[str, Counts]
+    images: tuple[int, ...] = ()
     captions: tuple[int, ...] = ()
     first_id: int = 0
 
