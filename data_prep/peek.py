@@ -12,8 +12,10 @@ from typing import Any
 import jinja2
 from etils import epath
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from tqdm import tqdm
 
+from data_prep.entries import SPLITS
 from unipt_jax import page
 from unipt_jax.data import images, records, shards
 from unipt_jax.data.records import UNKNOWN, CaptionRecord, PersonRecord, Records
@@ -25,18 +27,23 @@ TEMPLATE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
 <meta name="viewport" content="width=device-width">
 <style>{{ style }}
- figure { width: 11rem } figure img { border: 0; height: 11rem; max-width: 11rem }
- figcaption { text-align: left; overflow-wrap: anywhere } small { color: #888 }
- td:first-child, th:first-child { text-align: left } td.left { text-align: left }
+ .row { gap: 1rem } .row figure { width: 6rem; text-align: left }
+ .captioned figure { width: 12.6rem }
+ figure img { border: 0; height: 12rem; max-width: 100%; object-fit: contain }
+ figcaption { overflow-wrap: anywhere; color: #888 }
+ figcaption p { margin: .35rem 0 0; color: #222 }
+ td:first-child, th:first-child { text-align: left; vertical-align: top }
+ td.left { text-align: left; white-space: pre-line; overflow-wrap: anywhere }
 </style></head><body>
 <h1>{{ title }}</h1><p class="sub">{{ subtitle }}</p>
 <table><tr><th>split</th>{% for name in names %}<th>{{ name }}</th>{% endfor %}</tr>
 {% for split, values in splits.items() %}<tr><td>{{ split }}</td>
 {% for name in names %}<td>{{ values[name] }}</td>{% endfor %}</tr>{% endfor %}</table>
-{% for split, pictures in samples.items() %}<h2>{{ split }}</h2><div class="row">
-{% for p in pictures %}<figure><img alt="{{ p.label }}"
-src="data:{{ p.mime }};base64,{{ p.base64 }}"><figcaption>{{ p.label }}
-{% for caption in p.captions %}<br>{{ caption }}{% endfor %}</figcaption></figure>
+{% for split, pictures in samples.items() %}<h2>{{ split }}</h2>
+<div class="row {{ 'captioned' if pictures | selectattr('captions') | list }}">
+{% for p in pictures %}<figure>{% if p.encoded %}<img alt="{{ p.label }}"
+src="data:{{ p.mime }};base64,{{ p.base64 }}">{% endif %}<figcaption>{{ p.label }}
+{% for caption in p.captions %}<p>{{ caption }}</p>{% endfor %}</figcaption></figure>
 {% endfor %}</div>{% endfor %}
 <h2>Statistics</h2><div class="curves">{{ charts|safe }}</div>
 <h2>How it was made</h2><table>{% for name, value in made.items() %}
@@ -105,15 +112,28 @@ def _chart(tallies: Mapping[str, _Tally]) -> str:
     }
     panels = {name: values for name, values in panels.items() if values}
     words = sum((t.vocabulary for t in tallies.values()), collections.Counter())
-    figure = Figure(figsize=(3.4 * (len(panels) + bool(words)), 3.4))
-    axes = figure.subplots(1, len(panels) + bool(words), squeeze=False)[0]
+    # Other letters are not in the font.
+    words = collections.Counter({w: n for w, n in words.items() if max(w) < "\u0530"})
+    count = len(panels) + bool(words)
+    across, down = min(count, 3), -(-count // 3)
+    figure = Figure(figsize=(3.8 * across, 3.4 * down))
+    axes = list(figure.subplots(down, across, squeeze=False).flat)
+    for axis in axes[count:]:
+        axis.remove()
+    axes = axes[:count]
     for axis, (name, values) in zip(axes, panels.items(), strict=False):
-        axis.hist(values, bins=min(30, max(values) - min(values) + 1))
+        low, high = min(values), max(values) + 1
+        step = -(-(high - low) // 30)
+        edges = [edge - 0.5 for edge in range(low, high + step, step)]
+        axis.hist(values, bins=edges, edgecolor="white", linewidth=0.5)
         axis.set_xlabel(name)
+        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
+        axis.yaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
     if words:
         names, counts = zip(*reversed(words.most_common(20)), strict=True)
         axes[-1].barh(names, counts)
         axes[-1].set_xlabel("commonest words")
+        axes[-1].tick_params(axis="y", labelsize=8)
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
@@ -129,10 +149,16 @@ def write(folder: str | os.PathLike, file: str | os.PathLike) -> None:
     if file.is_dir():
         raise UserError(f"--peek {file} is a folder; give a file, such as page.html")
     made = records.metadata(folder)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise UserError(
+            f"--peek {file}: {error.filename} is a file; give another page"
+        ) from error
     fields, draw = records.fields(folder), random.Random(0)
     kind = PersonRecord if "image" in fields else CaptionRecord
     tallies, samples = {}, {}
-    for split in records.splits(folder):
+    for split in sorted(records.splits(folder), key=_order):
         source = Records(folder, split, kind)
         tallies[split] = _Tally(len(source))
         some = sorted(draw.sample(range(len(source)), min(READ, len(source))))
@@ -141,26 +167,57 @@ def write(folder: str | os.PathLike, file: str | os.PathLike) -> None:
         for index in tqdm(some, desc=f"reading {split}", unit=" records"):
             record = source[index]
             tallies[split].add(record)
-            if index in shown and kind is PersonRecord:
-                samples[split].append(_picture(record))
+            if index in shown:
+                samples[split].append(_shown(record))
     rows = {split: tally.row() for split, tally in tallies.items()}
+    names = [
+        n for n in next(iter(rows.values())) if {r[n] for r in rows.values()} - {"-"}
+    ]
     html = jinja2.Environment(autoescape=True).from_string(TEMPLATE).render(
         style=page.STYLE,
         title=f"{made.get('set') or made.get('name') or 'records'}",
-        subtitle=f"{folder}, at most {SAMPLES} pictures of each split drawn at random",
-        names=list(next(iter(rows.values()))),
+        subtitle=f"{folder}, at most {SAMPLES} records of each split, drawn at random",
+        names=names,
         splits=rows,
-        samples={split: shown for split, shown in samples.items() if shown},
+        samples=samples,
         charts=_chart(tallies),
-        made=made,
+        made={name: _plain(value) for name, value in made.items()},
     )  # fmt: skip
     partial = shards.partial_of(epath.Path(file))
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_text(html)
-    partial.replace(file)
+    try:
+        partial.write_text(html)
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
-def _picture(record: PersonRecord) -> _Shown:
+def _order(split: str) -> tuple[int, str]:
+    return (SPLITS.index(split) if split in SPLITS else len(SPLITS), split)
+
+
+def _plain(value: Any) -> str:
+    """A value of the metadata as people read it, with an entry a line."""
+    if isinstance(value, Mapping):
+        return "\n".join(f"{k}: {_in_line(v)}" for k, v in value.items()) or "none"
+    if isinstance(value, list):
+        return "\n".join(map(_in_line, value)) or "none"
+    return _in_line(value)
+
+
+def _in_line(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {_in_line(v)}" for k, v in value.items()) or "none"
+    if isinstance(value, list):
+        return ", ".join(map(_in_line, value)) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _shown(record: PersonRecord | CaptionRecord) -> _Shown:
+    """A record with its picture, if it has one."""
+    if isinstance(record, CaptionRecord):
+        return _Shown(b"", record.image_id, True, record.captions)
     person = "" if record.person_id == UNKNOWN else f"person {record.person_id}: "
     label = f"{person}{record.image_id}"
     return _Shown(images.thumbnail(record.image), label, True, record.captions)
