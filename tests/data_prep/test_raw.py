@@ -120,7 +120,9 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(UserError, match=r"shut/? cannot be listed \(Permission denied\)"):
+    with pytest.raises(
+        UserError, match=r"shut/? cannot be listed \(Permission denied\)"
+    ):
         Raw(tmp_path)
 
 
