@@ -4,10 +4,11 @@ A mistake is shown with its file, the entry's number, what was expected, and the
 """
 
 import codecs
+import collections
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 from tqdm import tqdm
@@ -19,12 +20,27 @@ _CHUNK = 1 << 20  # characters read at a time
 _LARGEST = 1 << 24  # characters of one entry: more is no entry
 
 
+class NamedTwice(ValueError):
+    """Two values of one name in one object, which JSON does not say how to read."""
+
+
+def once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, from its names and values. Raises NamedTwice."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = collections.Counter(name for name, _ in pairs)
+        ((name, _),) = names.most_common(1)
+        raise NamedTwice(f"'{raw.shortened(name)}' twice in one object")
+    return values
+
+
 class _Stream:
     """The text of a file, as much of it as is looked at."""
 
     def __init__(self, file: BinaryIO, name: str, progress: tqdm) -> None:
         self.name, self._file, self._progress = name, file, progress
         self._decode = codecs.getincrementaldecoder("utf-8-sig")().decode
+        self._parse = json.JSONDecoder(object_pairs_hook=once).raw_decode
         self.text, self.at, self.ended, self._line = "", 0, False, 1
 
     def more(self) -> None:
@@ -60,13 +76,15 @@ class _Stream:
         self.peek()
         while True:
             try:
-                value, end = json.JSONDecoder().raw_decode(self.text, self.at)
+                value, end = self._parse(self.text, self.at)
             except json.JSONDecodeError as error:
                 if self.ended or len(self.text) - self.at > _LARGEST:
                     raise self.broken(error.msg, error.pos) from error
             except RecursionError as error:
                 raise self.broken("too many lists or objects, nested") from error
-            except ValueError as error:  # thousands of digits
+            except NamedTwice as error:
+                raise self.broken(str(error)) from error
+            except ValueError as error:
                 raise self.broken("a number without end") from error
             else:
                 if end + 2 < len(self.text) or self.ended:  # else 1 may be 1.5 or 1e+5
@@ -129,7 +147,10 @@ def items(file: str | os.PathLike, name: str) -> Iterator[tuple[int | str, Any]]
 
 def shown(value: Any) -> str:
     """A value as an error shows it."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    except RecursionError:  # it could just be read, from fewer frames
+        return "lists or objects, nested too deep to be shown"
     text = text.encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= 160 else f"{text[:157]}..."
 
@@ -159,7 +180,7 @@ class Annotation:
         else:
             found = f"there is no '{name}'"
         return UserError(
-            f"{self.where}: {found}, expected {expected}; the entry: "
+            f"{self.where}: {found}, expected {expected}; correct the entry: "
             f"{shown(dict(self.values))}"
         )
 
@@ -187,7 +208,7 @@ class Annotation:
     def number(self, name: str) -> int:
         """A whole number from 0, which may be written as text."""
         value = self.values.get(name)
-        if isinstance(value, str) and value.strip().isdecimal():
+        if isinstance(value, str) and value.strip().isdecimal() and len(value) < 100:
             value = int(value)
         number = isinstance(value, int) and not isinstance(value, bool)
         if not number or not 0 <= value < 2**63:

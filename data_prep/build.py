@@ -17,6 +17,7 @@ from typing import Any
 from data_prep import captions, checks, folder, identities, peek, prepare, synthetic
 from data_prep import unlabelled as pretrain
 from data_prep.entries import Survey, count
+from data_prep.raw import printable
 from unipt_jax.data import records, tokenizers
 from unipt_jax.data.records import UNKNOWN
 from unipt_jax.errors import UserError, explain_os_error
@@ -205,7 +206,7 @@ def _checked(survey: Survey, args: argparse.Namespace) -> dict[str, str]:
     Raises UserError where training would suffer.
     """
     by = ", ".join(survey.sources) or "its pictures alone"
-    print(f"{survey.name} in {survey.raw.name}, by {by}")
+    print(printable(f"{survey.name} in {survey.raw.name}, by {by}"))
     print(checks.table(survey), flush=True)
     tokenizer = tokenizers.load(args.tokenizer) if args.tokenizer else None
     found = checks.without_pictures(survey, limit=args.text_length, tokenizer=tokenizer)
@@ -219,9 +220,10 @@ def _checked(survey: Survey, args: argparse.Namespace) -> dict[str, str]:
             if look is not None and look.fault
         }
     for text in survey.notes:
-        print(f"note: {text}")
+        print(printable(f"note: {text}"))
     for finding in sorted(found, key=lambda f: f.weight != "note"):
-        print(f"{'note' if finding.weight == 'note' else 'PROBLEM'}: {finding.text}")
+        kind = "note" if finding.weight == "note" else "PROBLEM"
+        print(printable(f"{kind}: {finding.text}"))
     sys.stdout.flush()
     lacks = sum(f.weight == "lack" for f in found)
     if faults := [f.text for f in found if f.weight == "fault"]:
@@ -237,6 +239,7 @@ def _checked(survey: Survey, args: argparse.Namespace) -> dict[str, str]:
             f"{survey.raw.name}: {lacks} problems, see above: training would suffer; "
             "mend them, or go on without what is missing with --allow-missing"
         )
+    prepare.kept(survey, dropped)
     return dropped
 
 
@@ -336,18 +339,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.peek:
             peek.write(args.out or f"data/{args.set}", args.peek)
             print(f"{args.peek} is written: open it in a browser")
+        return 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        said = str(error)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
     except OSError as error:
-        if (sentence := explain_os_error(error)) is None:
+        said = explain_os_error(error)
+        if said is None:
             raise
-        print(f"error: {sentence}", file=sys.stderr)
-        return 1
-    return 0
+    # Said when the error is gone, and with it the progress bars that it held open: they
+    # would share the line.
+    print(f"error: {printable(said)}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

@@ -10,8 +10,15 @@ from etils import epath
 from tqdm import tqdm
 
 from data_prep.entries import Survey
+from data_prep.raw import shortened
 from unipt_jax.data import shards
-from unipt_jax.data.records import CaptionRecord, PersonRecord, Records
+from unipt_jax.data.records import (
+    CaptionRecord,
+    PersonRecord,
+    Records,
+    fields,
+    splits,
+)
 from unipt_jax.errors import UserError
 
 SPLIT = "pretrain"
@@ -50,6 +57,20 @@ def match(image_ids: Sequence[str], paths: Sequence[str]) -> list[int | None]:
     return [n if n is not None and taken[n] == 1 else None for n in out]
 
 
+def _check(folder: str | os.PathLike) -> None:
+    """Raises UserError where there are no images to pre-train on."""
+    there = splits(folder)
+    if "image" not in fields(folder):
+        what = "holds captions, not images"
+    elif not there.get(SPLIT):
+        what = f"has no images to pre-train on, only {there}"
+    else:
+        return
+    raise UserError(
+        f"--records {folder} {what}; give the records of a set that has them"
+    )
+
+
 def write(
     survey: Survey,
     folder: str | os.PathLike,
@@ -58,8 +79,14 @@ def write(
 ) -> None:
     """Writes the captions of `survey` for the records in `folder`, all or nothing.
 
-    Raises UserError where no image of the two is the same.
+    Raises UserError where no image of the two is the same, or there are no captions.
     """
+    if not any(any(entry.captions) for entry in survey.entries):
+        raise UserError(
+            f"{survey.name} in {survey.raw.name} has no captions; leave --records out, "
+            "or give a set that has some"
+        )
+    _check(folder)
     records = Records(folder, SPLIT, PersonRecord)
     bar = tqdm(range(len(records)), desc="reading image ids", unit=" records")
     image_ids = [records[index].image_id for index in bar]
@@ -68,8 +95,9 @@ def write(
     if not found:
         raise UserError(
             f"no image of {folder} is in the captions, or several are for each: it has "
-            f"'{image_ids[0]}', they have '{survey.entries[0].image_id}'; prepare the "
-            "images whose captions these are"
+            f"'{shortened(image_ids[0])}', they have "
+            f"'{shortened(survey.entries[0].image_id)}'; prepare the images whose "
+            "captions these are"
         )
     print(
         f"{found:,} of {len(image_ids):,} images of {folder} have captions; "

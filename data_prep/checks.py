@@ -6,17 +6,21 @@ import functools
 import hashlib
 import itertools
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 
 from tqdm import tqdm
 
 from data_prep import workers
 from data_prep.entries import Counts, Entry, Survey
-from data_prep.raw import Place, Reader, readable
+from data_prep.raw import Place, Reader, readable, shortened
 from unipt_jax.data import images
 from unipt_jax.data.records import UNKNOWN
 from unipt_jax.data.tokenizers import Tokenizer
 from unipt_jax.errors import UserError, of_the_file
+
+# PIL warns of pictures that are refused in the next moment, and of tags nobody reads.
+warnings.filterwarnings("ignore", module="PIL")
 
 _BATCH = 256  # images a worker looks at before it tells
 _SMALL = 16  # pixels: nobody can be made out in a picture so high or wide
@@ -157,7 +161,7 @@ def table(survey: Survey) -> str:
 
 def some(names: Sequence[str], most: int = 3) -> str:
     """The first few names."""
-    shown = ", ".join(names[:most])
+    shown = ", ".join(shortened(name) for name in names[:most])
     return shown + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
@@ -185,7 +189,8 @@ def missing(survey: Survey) -> list[Finding]:
     for folder, names in sorted(folders.items(), key=lambda item: -len(item[1])):
         whole = len(names) == totals[folder]
         links = sum(not dead.isdisjoint(_heads(name)) for name in names)
-        text = f"{len(names):,} of {totals[folder]:,} images of {folder} are missing"
+        text = f"{len(names):,} of {totals[folder]:,} images of {shortened(folder)}"
+        text += " are missing"
         text += ", the whole folder" if whole else f": {some(names)}"
         out.append(text + (f" ({links:,} are dead links)" if links else ""))
     if len(out) > 20:
@@ -247,8 +252,6 @@ def of_captions(
     limit: tokens that a model reads. tokenizer: None counts words, which are fewer.
     """
     out = []
-    if not any(entry.captions for entry in entries):
-        return out
     empty = [e.image_id for e in entries if not all(e.captions)]
     if empty:
         text = f"{len(empty):,} images have an empty caption: {some(empty)}"
@@ -345,7 +348,9 @@ def without_pictures(survey: Survey, *, limit: int, tokenizer=None) -> list[Find
             of_counts(survey),
             missing(survey),
             of_identities(entries),
-            of_captions(entries, limit=limit, tokenizer=tokenizer),
+            of_captions(entries, limit=limit, tokenizer=tokenizer)
+            if survey.sources  # else nobody said that there are any
+            else (),
             unlisted(survey),
         )
     )

@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from data_prep.raw import Place, Raw
+from data_prep.raw import Place, Raw, shortened
 from unipt_jax.data.records import UNKNOWN
 from unipt_jax.errors import UserError
 
@@ -116,7 +116,7 @@ def in_order(entries: Sequence[Entry]) -> list[Entry]:
         for name in ("split", "person_id"):
             if getattr(before, name) != getattr(entry, name):
                 raise UserError(
-                    f"{entry.where}: {entry.image_id} has {name} "
+                    f"{entry.where}: {shortened(entry.image_id)} has {name} "
                     f"'{_as_written(entry, name)}', but in {before.where} it has "
                     f"'{_as_written(before, name)}'; an image has one: correct the file"
                 )

@@ -92,11 +92,17 @@ class Plan:
     @classmethod
     def read(cls, folder: epath.Path) -> "Plan":
         """The plan in a folder."""
-        values = json.loads((folder / "plan.json").read_text())
-        options = values.pop("options")
-        if options["size"]:
-            options["size"] = tuple(options["size"])
-        return cls(options=Options(**options), **values)
+        try:
+            values = json.loads((folder / "plan.json").read_text())
+            options = values.pop("options")
+            if options["size"]:
+                options["size"] = tuple(options["size"])
+            return cls(options=Options(**options), **values)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{folder}/plan.json is damaged; remove {folder}, then run the same "
+                "command again"
+            ) from error
 
     def sets(self, folder: epath.Path) -> dict[str, shards.ShardedSet]:
         """The splits' files."""
@@ -176,6 +182,17 @@ class _Unreadable(Exception):
 def _by_split(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
     groups = {split: [e for e in entries if e.split == split] for split in SPLITS}
     return {split: mine for split, mine in groups.items() if mine}
+
+
+def kept(survey: Survey, dropped: Mapping[str, str]) -> dict[str, list[Entry]]:
+    """Split -> what is to be written. Raises UserError where that is nothing."""
+    splits = _by_split([e for e in survey.entries if e.image_id not in dropped])
+    for split in survey.counts().keys() - splits.keys():
+        raise UserError(
+            f"all images of {split} would be left out; nothing was written: mend them, "
+            "or give the folder that holds them"
+        )
+    return splits
 
 
 def _row(entry: Entry, label: int) -> dict[str, Any]:
@@ -258,8 +275,21 @@ def clear(out: str | os.PathLike) -> None:
 
 
 @contextlib.contextmanager
+def _naming(folder: epath.Path) -> Iterator[None]:
+    """Has the system's errors that name no file name the folder."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = os.fspath(folder)
+        raise
+
+
+@contextlib.contextmanager
 def _alone(folder: epath.Path, out: epath.Path) -> Iterator[None]:
     """Holds a folder against other builds on this machine."""
+    if folder.is_file():
+        raise UserError(f"{folder} is a file; remove it, or give another --out")
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
         try:
@@ -297,10 +327,8 @@ def write(
     """
     out = epath.Path(out)
     folder = partial_of(out)
-    splits = _by_split([e for e in survey.entries if e.image_id not in dropped])
-    for split in survey.counts().keys() - splits.keys():
-        raise UserError(f"all images of {split} would be left out; nothing was written")
-    with _alone(folder, out):
+    splits = kept(survey, dropped)
+    with _naming(folder), _alone(folder, out):
         if out.exists():  # another process was faster
             folder.rmtree(missing_ok=True)
             raise UserError(f"{out} has been written by another process meanwhile")
@@ -361,6 +389,13 @@ def _finish(folder, plan: Plan, dropped, metadata, extras) -> None:
         found |= {b["image_id"]: b["why"] for b in part["bad"]}
         for name in none:
             counts[split][name] += part[name]
+    for split, values in counts.items():
+        if not values["images"]:
+            why = next(iter(found.values()))
+            raise UserError(
+                f"none of the images of {split} can be read ({why}); mend them, and "
+                f"remove {folder} before the next run"
+            )
     if found:
         lines = [json.dumps({"image_id": i, "why": w}) + "\n" for i, w in found.items()]
         (folder / "set" / LEFT_OUT).write_text("".join(lines))

@@ -57,6 +57,21 @@ def readable(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
+def printable(text: str) -> str:
+    """A text in one line that any terminal shows: what is no such character stands as
+    \\n or \\x1b."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text
+    )
+
+
+def shortened(text: str, most: int = 160) -> str:
+    """A text as an error shows it: its beginning, where it is long."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def inside(path: str, where: str) -> str:
     """The path in its plain form, a/b for ./a//b and a\\b.
 
@@ -67,8 +82,8 @@ def inside(path: str, where: str) -> str:
     absolute = plain.startswith("/") or pathlib.PureWindowsPath(plain).drive
     if absolute or ".." in parts or "\0" in plain or not parts:
         raise UserError(
-            f"{where}: the path '{readable(path)}' leads out of its folder, or nowhere; "
-            "only paths below it are read: correct it"
+            f"{where}: the path '{shortened(readable(path))}' leads out of its folder, "
+            "or nowhere; only paths below it are read: correct it"
         )
     return "/".join(parts)
 
@@ -105,9 +120,12 @@ class Raw:
         self._links: dict[str, str] = {}  # folders: path -> path without the link
         self._archives: list[str] = []
         with tqdm(desc=f"listing {self.name}", unit=" files", delay=2) as progress:
-            self._list("", progress)
+            folders = [""]
+            while folders:  # which may lie thousands deep
+                folders += reversed(self._list(folders.pop(), progress))
 
-    def _list(self, below: str, progress: tqdm) -> None:
+    def _list(self, below: str, progress: tqdm) -> list[str]:
+        """Adds the files of a folder; gives the folders in it."""
         folders = []
         try:
             found = sorted(os.scandir(f"{self.root}/{below}"), key=lambda e: e.name)
@@ -127,8 +145,7 @@ class Raw:
                 folders.append(f"{path}/")
             elif entry.is_file():
                 self._add(path)
-        for folder in folders:
-            self._list(folder, progress)
+        return folders
 
     def _add(self, path: str) -> None:
         if archive_suffix(path):
@@ -230,12 +247,23 @@ class Raw:
 
         They may be relative to the folder, to `imgs` or to any folder below: some of
         them are looked for everywhere, which gives the folders to start from. Archives
-        are opened where something is missing.
+        are opened where something is missing. Where nothing at all is found, the
+        folder may be one in which all of them lie: then their first folders are left
+        out, unless two paths would come to one file.
         """
         places = self._locate(paths)
         if self._archives and None in places:
             self.open_archives()
             places = self._locate(paths)
+        tails = paths
+        while not any(places) and any("/" in tail for tail in tails):
+            tails = [tail.partition("/")[2] or tail for tail in tails]
+            found = [self.find(tail) for tail in tails]
+            if any(found):
+                alone = len({place for place in found if place}) == sum(
+                    map(bool, found)
+                )
+                return found if alone else places
         return places
 
     def _locate(self, paths: Sequence[str]) -> list[Place | None]:
@@ -251,11 +279,11 @@ class Raw:
         """Folders that the paths may be relative to, the likeliest first."""
         sample = collections.defaultdict(list)
         for path in paths:
-            if len(some := sample[path.split("/")[0] if "/" in path else ""]) < _SAMPLE:
-                some.append(path)
+            sample[path.split("/")[0] if "/" in path else ""].append(path)
         by_name = collections.defaultdict(list)
-        for path in (path for some in sample.values() for path in some):
-            by_name[path.rpartition("/")[2]].append(path)
+        for some in sample.values():  # from all of it: its beginning may be missing
+            for path in some[:: max(1, len(some) // _SAMPLE)]:
+                by_name[path.rpartition("/")[2]].append(path)
         hits = collections.Counter({"imgs/": 0, "": 0})
         for file in self.files:
             for path in by_name.get(file.rpartition("/")[2], ()):

@@ -66,8 +66,12 @@ def test_check_reads_all_and_writes_nothing(raw, tmp_path):
     assert "1 problems" in refusal(*args)
     assert "PROBLEM: 1 images cannot be read: b.png (" in here(*args)[1]
     code, out, _ = here(*args, "--allow-missing")
+    assert code == 1 and "PROBLEM: 1 images cannot be read" in out  # all of test
+    (raw / "captions.csv").write_text("path,caption\na.png,a man\nb.png,a woman\n")
+    code, out, _ = here(*args, "--allow-missing")
     assert code == 0 and "PROBLEM: 1 images cannot be read" in out
-    (raw / "b.png").write_bytes(before["raw/b.png"])
+    for name in ("b.png", "captions.csv"):
+        (raw / name).write_bytes(before[f"raw/{name}"])
     assert tree(tmp_path) == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["raw"]
 
