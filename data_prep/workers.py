@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -33,6 +34,17 @@ def _begin(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """Processes that start in the block do not hear the keyboard, even before
+    `_begin`."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def run(
     work: Callable[[Any], Any], items: Iterable, *, workers: int | None
 ) -> Iterator[Any]:
@@ -52,7 +64,8 @@ def run(
     waiting: collections.deque = collections.deque()
     try:
         for item in items:
-            waiting.append(pool.submit(work, item))
+            with _deaf():
+                waiting.append(pool.submit(work, item))
             if len(waiting) > 3 * workers:
                 yield waiting.popleft().result()
         while waiting:

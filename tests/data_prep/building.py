@@ -61,11 +61,13 @@ def refusal(*args):
     return err.removeprefix("error: ").removesuffix("\n")
 
 
-def start(*args, slow=False, python=(sys.executable,), **options):
-    """The command in a process of its own. slow: see `slow_build.py`."""
-    program = [SLOW] if slow else ["-m", "data_prep.build"]
+def start(*args, slow=False, program="", **options):
+    """The command in a process of its own. slow: see `slow_build.py`. program: other
+    code to run."""
+    code = ["-c", program] if program else ["-m", "data_prep.build"]
+    code = [SLOW] if slow else code
     return subprocess.Popen(
-        [*python, *program, *map(str, args)],
+        [sys.executable, *code, *map(str, args)],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1"},
         stdout=subprocess.PIPE,
