@@ -268,9 +268,9 @@ def test_a_cache_changes_no_batch_and_reads_no_picture_twice(make, monkeypatch):
     count = collections.Counter()
     decode = pipeline.decode_image
 
-    def counting(record, size):
+    def counting(record, *args, **kwargs):
         count[record.image_id] += 1
-        return decode(record, size)
+        return decode(record, *args, **kwargs)
 
     monkeypatch.setattr(pipeline, "decode_image", counting)
     for have, want in zip(take(cached, 10, threads=0), wanted, strict=True):

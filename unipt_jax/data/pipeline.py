@@ -174,16 +174,17 @@ class TrainBatches:
         longest = self.table.lengths(plan[:, 1]).max()  # of the global batch
         length = bucket(longest, self._lengths)
         mine = plan[self._rows]
-        # Each picture goes to its place at once, while the caches hold it.
         pictures = np.empty((len(mine), *self._size, 3), np.uint8)
         for row, index in zip(pictures, mine[:, 0].tolist(), strict=True):
-            row[...] = self._image(index)
+            self._read(index, row)
         tokens = self.table.padded(mine[:, 1], length, self._pad)
         return {"image": pictures, "tokens": tokens}
 
-    def _image(self, index: int) -> np.ndarray:
+    def _read(self, index: int, out: np.ndarray) -> None:
+        """Writes the picture of a record to its place in a batch."""
         if self._cache is not None and index in self._cache:
-            return self._cache[index]
+            out[...] = self._cache[index]
+            return
         record = self._records[index]
         if record.image_id != self.table.image_ids[index]:
             raise UserError(
@@ -191,10 +192,9 @@ class TrainBatches:
                 f"its captions were made for '{self.table.image_ids[index]}'; make the "
                 "captions again from these records"
             )
-        pixels = decode_image(record, self._size)
+        decode_image(record, self._size, out=out)
         if self._cache is not None:
-            self._cache[index] = pixels
-        return pixels
+            self._cache[index] = out.copy()
 
     def from_step(self, step: int, *, threads: int, buffer: int) -> Iterator[dict]:
         """Batches `step`, `step + 1`, ...; `threads` read ahead, `buffer` batches."""
@@ -207,14 +207,17 @@ class TrainBatches:
 
 
 def decode_image(
-    record: PersonRecord, size: tuple[int, int], fit: str = "squeeze"
+    record: PersonRecord,
+    size: tuple[int, int],
+    fit: str = "squeeze",
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """A record's image as (H, W, 3) uint8. Raises UserError if it is damaged.
 
-    fit: how it comes to that size, see `images.resize`.
+    fit: how it comes to that size, see `images.resize`. out: where to write it.
     """
     try:
-        return images.decode(record.image, *size, fit)
+        return images.decode(record.image, *size, fit, out)
     except (OSError, ValueError, SyntaxError) as error:  # what PIL raises
         raise UserError(
             f"image '{record.image_id}' cannot be decoded ({error}); prepare the set "
