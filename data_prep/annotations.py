@@ -176,7 +176,11 @@ class Annotation:
     def wrong(self, name: str, expected: str) -> UserError:
         """What to say of a field that is not what was expected."""
         if name in self.values:
-            found = f"'{name}' is {shown(self.values[name])}"
+            value = self.values[name]
+            found = f"'{name}' is {shown(value)}"
+            texts = value if isinstance(value, list) else [value]
+            if any(isinstance(text, str) and not _is_text(text) for text in texts):
+                expected += ", without half a character"
         else:
             found = f"there is no '{name}'"
         return UserError(

@@ -36,12 +36,12 @@ class Batches:
                 self._map.seek(self._map.size() - len(_END))
                 if self._map.read() != _END:  # cut off between two batches
                     raise pa.ArrowInvalid("it ends early")
-        except (pa.ArrowException, OSError, EOFError) as error:
+            names = self._batches[0].schema.names if self._batches else []
+        except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
             raise UserError(
                 f"{file} is no Arrow file, or is damaged ({_said(error)}); fetch it "
                 "again, or move it away"
             ) from error
-        names = self._batches[0].schema.names if self._batches else []
         known = sorted(name for name in names if name in COLUMNS)
         lacks = not {"image", "caption"} <= set(known)
         if self._batches and (lacks or len(set(known)) < len(known)):

@@ -168,19 +168,23 @@ JSON = [
     ),
     text(
         CUHK,
-        '[{"file_path": "a.jpg", "id": 1, "captions": ' + "[" * 900 + "]" * 900 + "}]",
+        '[{"file_path": "a.jpg", "id": 1, "captions": ' + "[" * 600 + "]" * 600 + "}]",
         "entry 1",
         "'captions'",
-        label="captions nested 900 deep",
+        label="captions nested 600 deep",
     ),
-    text(
+    Broken(
+        "synth_pedes: attributes nested 600 deep",
         SYNTH,
-        '[{"id": 1, "captions": [], "file_path": "a.jpg", "attributes": '
-        + '{"a":' * 970
-        + "1"
-        + "}" * 970
-        + "}]",
-        label="attributes nested 970 deep",
+        file(
+            FILES[SYNTH],
+            '[{"id": 1, "captions": [], "file_path": "a.jpg", "attributes": '
+            + '{"a":' * 600
+            + "1"
+            + "}" * 600
+            + "}]",
+        ),
+        ("1 images have no caption at all: a.jpg",),
     ),
     *(
         text(
@@ -285,7 +289,7 @@ FIELDS = [
         "captions",
         ["a man", "half a \ud83d face"],
         r"\ud83d",
-        "correct",
+        "without half a character; correct",
         label="half a letter",
     ),
     field(

@@ -207,6 +207,12 @@ ARROW = [
         FETCH,
     ),
     arrows(
+        "with a column whose name is no UTF-8",
+        arrow("x.arrow", ROW, change=lambda d: d.replace(b"caption", b"capti\xff\xfe")),
+        "is damaged",
+        FETCH,
+    ),
+    arrows(
         "with two columns of one name",
         arrow(
             "x.arrow",
