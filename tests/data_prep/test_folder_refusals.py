@@ -38,6 +38,12 @@ def test_captions_in_two_files_are_refused(tmp_path):
     assert "captions.csv and captions.jsonl are both there; keep one" in said
 
 
+def test_captions_that_are_a_link_to_nothing_are_not_taken_for_none(tmp_path):
+    building.picture(tmp_path / "raw" / "a.png")
+    (tmp_path / "raw" / "captions.csv").symlink_to("gone.csv")
+    assert "captions.csv is a dead link" in refused(tmp_path / "raw")[1]
+
+
 @pytest.mark.parametrize(
     ("text", "lacks"),
     [
