@@ -155,6 +155,8 @@ def _options(args: argparse.Namespace) -> prepare.Options:
         raise UserError(f"no --raw: give the folder that holds {args.set}")
     if not args.out and not args.check:
         raise UserError(f"no --out: give the folder to write, such as data/{args.set}")
+    if args.out and not pathlib.Path(args.out).name:
+        raise UserError(f"--out {args.out} is no name; give one, as data/{args.set}")
     for name in ("raw", "out"):
         if "://" in (getattr(args, name) or ""):
             raise UserError(
@@ -165,6 +167,10 @@ def _options(args: argparse.Namespace) -> prepare.Options:
         raise UserError("--height and --width go together: give both, or neither")
     if args.check and args.records:
         raise UserError("--check looks at images, which --records is without; give one")
+    if args.splits and args.set not in identities.KINDS:
+        raise UserError(f"--splits: {args.set} has none to be given; leave it out")
+    if args.annotations and args.set == "luperson":
+        raise UserError("--annotations: luperson is pictures alone; leave it out")
     _check_numbers(args)
     size = None if args.height is None else (args.height, args.width)
     return prepare.Options(size, args.quality, args.shard_images)
@@ -181,6 +187,8 @@ def _there_already(args: argparse.Namespace) -> bool:
     """Whether the set is there, as asked for; another one in its place is refused."""
     out = pathlib.Path(args.out)
     if not out.exists():
+        if out.is_symlink():
+            raise UserError(f"{out} is a dead link; remove it, or give another --out")
         return False
     left = prepare.partial_of(out).exists()  # killed when all was there already
     if not args.resume and not left:
@@ -224,7 +232,7 @@ def _checked(survey: Survey, args: argparse.Namespace) -> dict[str, str]:
     for finding in sorted(found, key=lambda f: f.weight != "note"):
         kind = "note" if finding.weight == "note" else "PROBLEM"
         print(printable(f"{kind}: {finding.text}"))
-    sys.stdout.flush()
+    print(end="", flush=True)
     lacks = sum(f.weight == "lack" for f in found)
     if faults := [f.text for f in found if f.weight == "fault"]:
         raise UserError(f"{survey.raw.name}: {faults[0]}")
@@ -345,6 +353,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # what reads the answers has read enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
         said = explain_os_error(error)
         if said is None:

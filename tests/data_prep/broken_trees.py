@@ -2,6 +2,7 @@
 
 import broken_annotations
 import broken_archives
+import broken_outputs
 import broken_pictures
 import broken_tables
 
@@ -10,5 +11,6 @@ LIST = [
     *broken_pictures.TREES,
     *broken_archives.TREES,
     *broken_tables.TREES,
+    *broken_outputs.TREES,
 ]
 TREES = {tree.name: tree for tree in LIST}

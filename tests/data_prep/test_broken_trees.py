@@ -22,7 +22,7 @@ SECONDS = 60  # a tree takes a fraction of one; what takes more waits for someth
 LONGEST = 1_200  # characters of an answer: about what a screen shows at once
 BAR = re.compile(r"(listing|reading|writing) [^|]*(\||: \d+ \w+ \[)")
 REMEDY = re.compile(
-    r"\b(correct|fetch|give|keep|leave|make|mend|move|prepare|put|quote|remove|save|unpack|"
+    r"\b(choose|correct|fetch|give|keep|leave|make|mend|move|prepare|put|quote|remove|save|unpack|"
     r"write|expected)\b|is a quote not closed"
 )
 RUNS = [(name, mode) for name, tree in TREES.items() for mode in tree.modes]
