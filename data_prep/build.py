@@ -17,7 +17,7 @@ from typing import Any
 from data_prep import captions, checks, folder, identities, peek, prepare, synthetic
 from data_prep import unlabelled as pretrain
 from data_prep.entries import Survey, count
-from data_prep.raw import printable
+from data_prep.raw import Raw, printable
 from unipt_jax.data import records, tokenizers
 from unipt_jax.data.records import UNKNOWN
 from unipt_jax.errors import UserError, explain_os_error
@@ -215,6 +215,10 @@ def _checked(survey: Survey, args: argparse.Namespace) -> dict[str, str]:
     """
     by = ", ".join(survey.sources) or "its pictures alone"
     print(printable(f"{survey.name} in {survey.raw.name}, by {by}"))
+    if survey.raw.starts:
+        starts = survey.raw.starts.most_common()
+        places = [f"{survey.raw.name}/{start} ({n:,})" for start, n in starts]
+        print(printable(f"images lie in {checks.some(places)}"))
     print(checks.table(survey), flush=True)
     tokenizer = tokenizers.load(args.tokenizer) if args.tokenizer else None
     found = checks.without_pictures(survey, limit=args.text_length, tokenizer=tokenizer)
@@ -238,13 +242,13 @@ def _checked(survey: Survey, args: argparse.Namespace) -> dict[str, str]:
         raise UserError(f"{survey.raw.name}: {faults[0]}")
     if lacks and len(dropped) == len(survey.entries):
         raise UserError(
-            f"none of the {len(dropped):,} images of {survey.name} is in "
+            f"none of the images of {survey.name} ({len(dropped):,}) is in "
             f"{survey.raw.name} and can be read; give the folder that holds them"
             + ("" if survey.published else ", or, for captions alone, --records DIR")
         )
     if lacks and not args.allow_missing:
         raise UserError(
-            f"{survey.raw.name}: {lacks} problems, see above: training would suffer; "
+            f"{survey.raw.name}: {checks.counted(lacks, 'problem', 'problems')}, see above: training would suffer; "
             "mend them, or go on without what is missing with --allow-missing"
         )
     prepare.kept(survey, dropped)
@@ -266,7 +270,7 @@ def _metadata(
         "images": options.stored,
         "allow_missing": args.allow_missing,
         "notes": survey.notes,
-        "sources": {os.path.basename(f): _described(f) for f in survey.sources},
+        "sources": {_named(f, survey.raw): _described(f) for f in survey.sources},
     }
     if options.size:
         out |= {"height": options.size[0], "width": options.size[1]}
@@ -281,6 +285,12 @@ def _version() -> str:
         return importlib.metadata.version("unipt_jax")
     except importlib.metadata.PackageNotFoundError:  # run from a folder of sources
         return "unknown"
+
+
+def _named(file: str, raw: Raw) -> str:
+    """An annotation by its path below the raw folder, or its name where it is not."""
+    below = file.removeprefix(f"{raw.name}/")
+    return os.path.basename(file) if below == file else below
 
 
 def _described(file: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 from etils import epath
 from tqdm import tqdm
 
+from data_prep import prepare
 from data_prep.entries import Survey
 from data_prep.raw import shortened
 from unipt_jax.data import shards
@@ -41,10 +42,13 @@ def match(image_ids: Sequence[str], paths: Sequence[str]) -> list[int | None]:
     """
     exact = {path: number for number, path in enumerate(paths)}
     ends = collections.defaultdict(set)
-    out: list[int | None] = []
-    for image_id in image_ids:
-        tail = next((tail for tail in _tails(image_id) if tail in exact), None)
-        out.append(None if tail is None else exact[tail])
+    out: list[int | None] = [exact.get(image_id) for image_id in image_ids]
+    same = set(out)
+    for place, image_id in enumerate(image_ids):
+        if out[place] is None:
+            found = (exact[tail] for tail in _tails(image_id) if tail in exact)
+            number = next(found, None)
+            out[place] = None if number in same else number
     if not any(number is not None for number in out):
         for number, path in enumerate(paths):
             for tail in list(_tails(path))[1:]:
@@ -103,11 +107,23 @@ def write(
         f"{found:,} of {len(image_ids):,} images of {folder} have captions; "
         f"{len(survey.entries) - found:,} captioned images are not in it"
     )
+    told = {"set": survey.name, "records": os.fspath(folder), "captioned": found}
     out = epath.Path(out)
-    partial = out.with_name(f"{out.name}.partial")
-    partial.rmtree(missing_ok=True)
+    partial = prepare.partial_of(out)
+    if (partial / "plan.json").exists():
+        raise UserError(
+            f"{partial} was left by a build of images; remove it, or give another --out"
+        )
+    with prepare.alone(partial, out):
+        (partial / "set").rmtree(missing_ok=True)
+        _write(survey, partial / "set", image_ids, numbers, told | metadata)
+        (partial / "set").rename(out)
+        partial.rmtree()
+
+
+def _write(survey: Survey, folder: epath.Path, image_ids, numbers, metadata) -> None:
     count = -(-len(image_ids) // _SHARD)
-    files = shards.ShardedSet(partial, CaptionRecord, SPLIT, count)
+    files = shards.ShardedSet(folder, CaptionRecord, SPLIT, count)
     for shard in range(count):
         some = range(shard * _SHARD, min((shard + 1) * _SHARD, len(image_ids)))
         rows = tqdm(some, desc=f"writing captions {shard + 1}/{count}", unit=" records")
@@ -115,9 +131,7 @@ def write(
             shard,
             (_record(survey, image_ids[index], numbers[index]) for index in rows),
         )
-    told = {"set": survey.name, "records": os.fspath(folder), "captioned": found}
-    files.finish(told | metadata)
-    partial.rename(out)
+    files.finish(metadata)
 
 
 def _record(survey: Survey, image_id: str, number: int | None) -> CaptionRecord:

@@ -23,6 +23,7 @@ from unipt_jax.errors import UserError, of_the_file
 warnings.filterwarnings("ignore", module="PIL")
 
 _BATCH = 256  # images a worker looks at before it tells
+_HAVE, _DEAD = ("image has", "images have"), ("is a dead link", "are dead links")
 _SMALL = 16  # pixels: nobody can be made out in a picture so high or wide
 _WORD = re.compile(r"\w+|[^\w\s]")
 # Any sentence on a person has one of these; none of them is a word of the languages that
@@ -159,6 +160,11 @@ def table(survey: Survey) -> str:
     return "\n".join(lines)
 
 
+def counted(number: int, one: str, many: str) -> str:
+    """1 image is, 2,000 images are."""
+    return f"{number:,} {one if number == 1 else many}"
+
+
 def some(names: Sequence[str], most: int = 3) -> str:
     """The first few names."""
     shown = ", ".join(shortened(name) for name in names[:most])
@@ -190,9 +196,9 @@ def missing(survey: Survey) -> list[Finding]:
         whole = len(names) == totals[folder]
         links = sum(not dead.isdisjoint(_heads(name)) for name in names)
         text = f"{len(names):,} of {totals[folder]:,} images of {shortened(folder)}"
-        text += " are missing"
+        text += " is missing" if len(names) == 1 else " are missing"
         text += ", the whole folder" if whole else f": {some(names)}"
-        out.append(text + (f" ({links:,} are dead links)" if links else ""))
+        out.append(text + (f" ({counted(links, *_DEAD)})" if links else ""))
     if len(out) > 20:
         rest = sum(map(len, folders.values()))
         out = [*out[:20], f"... {len(out):,} folders in all, {rest:,} images"]
@@ -212,7 +218,7 @@ def of_counts(survey: Survey) -> list[Finding]:
     for split, said in published.splits.items():
         there = found.get(split, Counts(0, 0, 0))
         differ = [
-            f"{value:,} {name} of {wanted:,}"
+            f"{name} {value:,} of {wanted:,}"
             for name, value, wanted in zip(Counts._fields, there, said, strict=True)
             if value != wanted and not as_well.get(name)
         ]
@@ -234,12 +240,14 @@ def of_identities(entries: Sequence[Entry]) -> list[Finding]:
             seen[entry.person_id] += 1
     out = []
     if both := sorted(p for p, names in splits.items() if len(names) > 1):
-        text = f"{len(both):,} identities are in more than one split: "
+        text = counted(len(both), "identity is", "identities are")
+        text += " in more than one split: "
         text += some([f"{p} ({' and '.join(sorted(splits[p]))})" for p in both])
         text += "; what is tested would have been trained on: correct the splits"
         out.append(Finding("fault", text))
     if once := sorted(p for p, n in seen.items() if n == 1):
-        text = f"{len(once):,} identities have one image: {some(list(map(str, once)))}"
+        text = counted(len(once), "identity has", "identities have")
+        text += f" one image: {some(list(map(str, once)))}"
         out.append(Finding("note", text))
     return out
 
@@ -254,20 +262,21 @@ def of_captions(
     out = []
     empty = [e.image_id for e in entries if not all(e.captions)]
     if empty:
-        text = f"{len(empty):,} images have an empty caption: {some(empty)}"
+        text = f"{counted(len(empty), *_HAVE)} an empty caption: {some(empty)}"
         out.append(Finding("lack", text))
     if without := [e.image_id for e in entries if not any(e.captions)]:
-        text = f"{len(without):,} images have no caption at all: {some(without)}"
+        text = f"{counted(len(without), *_HAVE)} no caption at all: {some(without)}"
         out.append(Finding("lack", text))
     foreign = [c for e in entries for c in e.captions if c and not looks_english(c)]
     if foreign:
-        text = f"{len(foreign):,} captions do not look English: "
+        text = counted(len(foreign), "caption does", "captions do")
+        text += " not look English: "
         text += some([repr(c[:60]) for c in foreign])
         out.append(Finding("note", text))
     out += _too_long(entries, limit, tokenizer)
     repeated = sum(len(set(e.captions)) < len(e.captions) for e in entries)
     if repeated:
-        text = f"{repeated:,} images have the same caption twice"
+        text = f"{counted(repeated, *_HAVE)} the same caption twice"
         out.append(Finding("note", text))
     return out
 
@@ -287,8 +296,9 @@ def _too_long(entries, limit: int, tokenizer: Tokenizer | None) -> Iterator[Find
         long = [n for (_, n), row in zip(cut, rows, strict=True) if len(row) > limit]
         how = "tokens"
     if long:
-        text = f"{len(long):,} captions are longer than {limit} {how}; the rest is cut "
-        yield Finding("note", text + f"off in training: {some(long)}")
+        text = counted(len(long), "caption is", "captions are")
+        text += f" longer than {limit} {how}; the rest is cut off in training: "
+        yield Finding("note", text + some(long))
 
 
 def looks_english(caption: str) -> bool:
@@ -308,17 +318,21 @@ def of_images(entries: Sequence[Entry], looks: Sequence[Look | None]) -> list[Fi
             groups[look.digest].append(entry)
     read = [(e, k) for e, k in zip(entries, looks, strict=True) if k is not None]
     if bad := [f"{e.image_id} ({k.fault})" for e, k in read if k.fault]:
-        text = f"{len(bad):,} images cannot be read: {some(bad, 10)}"
+        text = f"{counted(len(bad), 'image', 'images')} cannot be read: {some(bad, 10)}"
         out.append(Finding("lack", text))
     tiny = [
         e.image_id for e, k in read if not k.fault and min(k.height, k.width) < _SMALL
     ]
     if tiny:
-        text = f"{len(tiny):,} images are less than {_SMALL} pixels high or wide"
+        text = counted(len(tiny), "image is", "images are")
+        text += f" less than {_SMALL} pixels high or wide"
         out.append(Finding("note", f"{text}: {some(tiny)}"))
     if same := [group for group in groups.values() if len(group) > 1]:
         extra = sum(len(group) - 1 for group in same)
-        text = f"{extra:,} images are copies of others, to the byte: "
+        text = counted(
+            extra, "image is a copy of another", "images are copies of others"
+        )
+        text += ", to the byte: "
         text += some([" = ".join(e.image_id for e in group[:3]) for group in same])
         for what, name in (("split", "splits"), ("person_id", "identities")):
             across = [g for g in same if len({getattr(e, what) for e in g}) > 1]
@@ -336,7 +350,8 @@ def unlisted(survey: Survey) -> list[Finding]:
               and p not in used]  # fmt: skip
     if not others:
         return []
-    text = f"{len(others):,} pictures are in no annotation, and left out: "
+    text = counted(len(others), "picture is", "pictures are")
+    text += " in no annotation, and left out: "
     return [Finding("note", text + some([readable(path) for path in others]))]
 
 

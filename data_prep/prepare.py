@@ -276,7 +276,7 @@ def partial_of(out: str | os.PathLike) -> epath.Path:
 
 def clear(out: str | os.PathLike) -> None:
     """Removes what is left of a build that was killed when its set was there."""
-    with _alone(partial_of(out), epath.Path(out)):
+    with alone(partial_of(out), epath.Path(out)):
         partial_of(out).rmtree(missing_ok=True)
 
 
@@ -292,7 +292,7 @@ def _naming(folder: epath.Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _alone(folder: epath.Path, out: epath.Path) -> Iterator[None]:
+def alone(folder: epath.Path, out: epath.Path) -> Iterator[None]:
     """Holds a folder against other builds on this machine."""
     if folder.is_file():
         raise UserError(f"{folder} is a file; remove it, or give another --out")
@@ -334,7 +334,7 @@ def write(
     out = epath.Path(out)
     folder = partial_of(out)
     splits = kept(survey, dropped)
-    with _naming(folder), _alone(folder, out):
+    with _naming(folder), alone(folder, out):
         if out.exists():  # another process was faster
             folder.rmtree(missing_ok=True)
             raise UserError(f"{out} has been written by another process meanwhile")
@@ -344,7 +344,8 @@ def write(
             done = sum(_done(folder, plan, s, n) for s, n in _all(plan))
             names = [f"{b['image_id']} ({b['why']})" for b in bad]
             raise UserError(
-                f"{len(bad):,} images cannot be read: {checks.some(names, 10)}; "
+                f"{checks.counted(len(bad), 'image', 'images')} cannot be read: "
+                f"{checks.some(names, 10)}; "
                 "mend them, or leave them out with --allow-missing; "
                 f"{done:,} of {len(_all(plan)):,} shards are kept in {folder}"
             )

@@ -104,12 +104,13 @@ class Raw:
     """All files below a folder; hidden ones and macOS's leftovers do not count.
 
     files: path -> place. dead: links to nothing. outside: links -> what they lead to
-    outside of the folder. Raises UserError where there is no such folder, or one below
+    outside of the folder. starts: what the paths that `locate` found are relative to,
+    and how many to each. Raises UserError where there is no such folder, or one below
     it cannot be listed.
     """
 
     def __init__(self, root: str | os.PathLike) -> None:
-        self.name = os.fspath(root)
+        self.name = os.fspath(root).rstrip("/") or "/"
         self.root = os.path.realpath(os.path.expanduser(self.name))
         if not os.path.isdir(self.root):
             what = "a file" if os.path.exists(self.root) else "not there"
@@ -118,6 +119,7 @@ class Raw:
         self.dead: list[str] = []
         self.outside: dict[str, str] = {}
         self._links: dict[str, str] = {}  # folders: path -> path without the link
+        self.starts: collections.Counter = collections.Counter()
         self._archives: list[str] = []
         with tqdm(desc=f"listing {self.name}", unit=" files", delay=2) as progress:
             folders = [""]
@@ -267,13 +269,15 @@ class Raw:
         return places
 
     def _locate(self, paths: Sequence[str]) -> list[Place | None]:
-        starts = self._starts(paths)
-        return [
-            next(
-                (place for start in starts if (place := self.find(start + path))), None
-            )
-            for path in paths
-        ]
+        starts, places = self._starts(paths), []
+        self.starts = collections.Counter()
+        for path in paths:
+            for start in starts:
+                if place := self.find(start + path):
+                    self.starts[start] += 1
+                    break
+            places.append(place)
+        return places
 
     def _starts(self, paths: Sequence[str]) -> list[str]:
         """Folders that the paths may be relative to, the likeliest first."""

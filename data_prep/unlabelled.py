@@ -56,9 +56,15 @@ def luperson_t(folder: str | os.PathLike, *, annotation: str = "") -> Survey:
         entries = [entry for file in arrows for entry in _arrow_rows(raw, file)]
         if not entries:
             raise UserError(f"{raw.name}/{arrows[0]} has no rows; fetch it again")
-        sources = [f"{raw.name}/{file}" for file in arrows]
-        said = SAID["luperson_t"]
-        return Survey("luperson_t", raw, in_order(entries), sources, said=said)
+        sources, rows = [f"{raw.name}/{file}" for file in arrows], len(entries)
+        survey = Survey("luperson_t", raw, in_order(entries), sources)
+        if again := rows - len(survey.entries):
+            survey.notes.append(
+                f"{again:,} of {rows:,} rows have the image_id of a row before: their "
+                "captions are added to it, their pictures are not kept"
+            )
+        survey.said = SAID["luperson_t"]
+        return survey
     return _read("luperson_t", raw, annotation, _said_in_list)
 
 

@@ -184,7 +184,7 @@ JSON = [
             + "}" * 600
             + "}]",
         ),
-        ("1 images have no caption at all: a.jpg",),
+        ("1 image has no caption at all: a.jpg",),
     ),
     *(
         text(
@@ -371,7 +371,7 @@ CONFLICTS += [
             entries(RSTP, entry(RSTP, img_path="2.png", split="test")),
             pictures("1.png", "2.png"),
         ),
-        ("1 identities are in more than one split: 0 (test and train)", "correct"),
+        ("1 identity is in more than one split: 0 (test and train)", "correct"),
     ),
     Broken(
         "cuhk_pedes: two spellings of one path, two splits",
@@ -403,13 +403,13 @@ CONFLICTS += [
         "rstp_reid: not as published",
         RSTP,
         entries(RSTP),
-        ("train is not as published: 1 images of 18,505",),
+        ("train is not as published: images 1 of 18,505",),
     ),
     Broken(
         "cuhk_pedes: an empty caption",
         CUHK,
         entries(CUHK, entry(CUHK, file_path="cam_a/2.png", captions=["", " \n"])),
-        ("images have an empty caption: cam_a/2.png",),
+        ("image has an empty caption: cam_a/2.png",),
     ),
     *(
         Broken(
@@ -419,7 +419,7 @@ CONFLICTS += [
                 pictures(path_of(name)),
                 file(FILES[name], [entry(name, **{key: []})]),
             ),
-            ("1 images have no caption at all: a/1.png",),
+            ("1 image has no caption at all: a/1.png",),
         )
         for name, key in (
             (LUPERSON_T, "captions"),

@@ -94,13 +94,13 @@ ARCHIVES = [
     archive(
         "a zip's member damaged",
         zipped("a.zip", TWO, lambda d: d[:60] + b"\0\0\0\0" + d[64:]),
-        "1 images cannot be read: a.zip/a/1.png (",
+        "1 image cannot be read: a.zip/a/1.png (",
         "CRC",
     ),
     archive(
         "a zip's member of 4 GB",
         zipped("a.zip", {"1.png": picture()}, _huge),
-        "1 images cannot be read: a.zip/1.png (4095 MB",
+        "1 image cannot be read: a.zip/1.png (4095 MB",
     ),
     archive(
         "a zip's member packed in no known way",
@@ -109,12 +109,12 @@ ARCHIVES = [
             {"1.png": picture()},
             lambda d: d.replace(b"\x14\0\0\0\0\0", b"\x14\0\0\0\x63\0"),
         ),
-        "1 images cannot be read: a.zip/1.png (",
+        "1 image cannot be read: a.zip/1.png (",
     ),
     archive(
         "a tar's picture damaged",
         tarred("a.tar", {"1.png": CUT}),
-        "1 images cannot be read: a.tar/1.png (",
+        "1 image cannot be read: a.tar/1.png (",
     ),
     Broken(
         "luperson_mllm: a damaged archive where a picture is missing",
@@ -228,7 +228,7 @@ ARROW = [
             f"luperson_t: Arrow with images that are {what}",
             LUPERSON_T,
             arrow("x.arrow", ROW | {"image": images}),
-            ("1 images cannot be read: x/0-1 (", words),
+            ("1 image cannot be read: x/0-1 (", words),
         )
         for what, images, words in (
             ("null", [picture(), None], "no bytes"),
@@ -241,7 +241,7 @@ ARROW = [
         "luperson_t: Arrow with images that are texts",
         LUPERSON_T,
         arrow("x.arrow", {"image": ["a.png"], "caption": ["a man"]}),
-        ("1 images cannot be read: x/0-0 (no bytes",),
+        ("1 image cannot be read: x/0-0 (no bytes",),
     ),
     Broken(
         "luperson_t: an Arrow file named as annotation",

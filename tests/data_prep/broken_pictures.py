@@ -69,13 +69,13 @@ ROOT += [
         "luperson: a folder, a pipe and a dead link named like pictures",
         LUPERSON,
         every(folder("1.png"), pipe("2.png"), link("3.png", "gone.png")),
-        ("1 of 1 images of . are missing", "1 are dead links"),
+        ("1 of 1 images of . is missing", "1 is a dead link"),
     ),
     Broken(
         "luperson: a link to itself",
         LUPERSON,
         link("1.png", "1.png"),
-        ("1 of 1 images of . are missing", "1 are dead links"),
+        ("1 of 1 images of . is missing", "1 is a dead link"),
     ),
 ]
 
@@ -86,7 +86,7 @@ def bad(name: str, content: bytes, *words: str, at: str = "1.png") -> Broken:
         f"luperson: {name}",
         LUPERSON,
         file(at, content),
-        (f"1 images cannot be read: {at} (", *words),
+        (f"1 image cannot be read: {at} (", *words),
     )
 
 
@@ -109,7 +109,7 @@ BAD += [
         "luperson: a bad picture with control characters in its name",
         LUPERSON,
         file("1\n2\x1b[31m\u202e.png", b"x"),
-        (r"1 images cannot be read: 1\n2\x1b[31m\u202e.png (",),
+        (r"1 image cannot be read: 1\n2\x1b[31m\u202e.png (",),
     )
 ]
 
@@ -128,7 +128,7 @@ BAD += [
         "luperson: a bad picture with a name that is no UTF-8",
         LUPERSON,
         _odd_bytes(b"x"),
-        (r"1 images cannot be read: caf\xe9.png (",),
+        (r"1 image cannot be read: caf\xe9.png (",),
     ),
     Broken(
         "rstp_reid: pictures in no annotation with names that are no UTF-8",
@@ -140,7 +140,7 @@ BAD += [
         "luperson: one of three is bad",
         LUPERSON,
         every(pictures("a.png", "b.png"), file("c.png", b"")),
-        ("1 images cannot be read: c.png (",),
+        ("1 image cannot be read: c.png (",),
     ),
     Broken(
         "luperson: all bad, and told to go on",
@@ -153,7 +153,7 @@ BAD += [
         "luperson_t: all missing, and told to go on",
         LUPERSON_T,
         file("a.json", [{"file_path": "x/1.png", "captions": ["a man"]}]),
-        ("none of the 1 images of luperson_t", "give the folder"),
+        ("none of the images of luperson_t (1)", "give the folder"),
         ("--allow-missing",),
     ),
     *(
@@ -161,7 +161,7 @@ BAD += [
             f"{name}: all pictures missing",
             name,
             every(entries(name), lambda raw: _without_pictures(raw)),
-            (f"none of the 1 images of {name}", "give the folder that holds them"),
+            (f"none of the images of {name} (1)", "give the folder that holds them"),
         )
         for name in ("cuhk_pedes", "icfg_pedes", "rstp_reid", "synth_pedes", "mals")
     ),
@@ -169,19 +169,19 @@ BAD += [
         "synth_pedes: one of two missing",
         "synth_pedes",
         entries("synth_pedes", entry("synth_pedes", file_path="b/2.png")),
-        ("1 of 1 images of b are missing, the whole folder",),
+        ("1 of 1 images of b is missing, the whole folder",),
     ),
     Broken(
         "mals: the picture is a folder",
         "mals",
         every(entries("mals", entry("mals", image="a/2.png")), folder("a/2.png")),
-        ("1 of 2 images of a are missing: a/2.png",),
+        ("1 of 2 images of a is missing: a/2.png",),
     ),
     Broken(
         "mals: the picture is a pipe",
         "mals",
         every(entries("mals", entry("mals", image="a/2.png")), pipe("a/2.png")),
-        ("1 of 2 images of a are missing: a/2.png",),
+        ("1 of 2 images of a is missing: a/2.png",),
     ),
     Broken(
         "cuhk_pedes: the picture is a dead link",
@@ -190,31 +190,31 @@ BAD += [
             entries("cuhk_pedes", entry("cuhk_pedes", file_path="cam_a/2.png")),
             link("imgs/cam_a/2.png", "gone.png"),
         ),
-        ("1 of 2 images of cam_a are missing: cam_a/2.png", "1 are dead links"),
+        ("1 of 2 images of cam_a is missing: cam_a/2.png", "1 is a dead link"),
     ),
     Broken(
         "luperson_t: a path of 10,000 letters that is not there",
         LUPERSON_T,
         entries(LUPERSON_T, {"file_path": "a/" + "y" * 10_000, "captions": ["a man"]}),
-        ("1 of 2 images of a are missing: a/yyy", "yyy..."),
+        ("1 of 2 images of a is missing: a/yyy", "yyy..."),
     ),
     Broken(
         "luperson_mllm: a missing picture in 5,000 folders",
         MLLM,
         every(pictures("1.png"), file("a.json", {"1.png": "a", "q/" * 5_000: "a man"})),
-        ("are missing",),
+        ("is missing",),
     ),
     Broken(
         "luperson_t: a missing picture with control characters in its name",
         LUPERSON_T,
         entries(LUPERSON_T, {"file_path": "a/\n\x1b[2J.png", "captions": ["a man"]}),
-        (r"1 of 2 images of a are missing: a/\n\x1b[2J.png",),
+        (r"1 of 2 images of a is missing: a/\n\x1b[2J.png",),
     ),
     Broken(
         "luperson_t: a caption of 1 MB, and no picture",
         LUPERSON_T,
         entries(LUPERSON_T, {"file_path": "a/2.png", "captions": ["ab " * 350_000]}),
-        ("1 of 2 images of a are missing: a/2.png",),
+        ("1 of 2 images of a is missing: a/2.png",),
     ),
     Broken(
         "luperson_t: terminal codes in a caption, and no picture",
@@ -222,7 +222,7 @@ BAD += [
         entries(
             LUPERSON_T, {"file_path": "a/2.png", "captions": ["\x1b[2J\0 a\u202e"]}
         ),
-        ("1 of 2 images of a are missing: a/2.png",),
+        ("1 of 2 images of a is missing: a/2.png",),
     ),
 ]
 
@@ -281,7 +281,7 @@ LINKS = [
             link("x/b", "../y"),
             link("y", "a/b"),
         ),
-        ("1 of 1 images of a/b are missing",),
+        ("1 of 1 images of a/b is missing",),
     ),
 ]
 

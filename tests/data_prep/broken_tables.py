@@ -97,13 +97,13 @@ CSV += [
             HERE,
             file("captions.csv", f"{HEAD}a.png,a man,1,train\nb.png,a boy,1,test\n"),
         ),
-        ("1 identities are in more than one split: 1 (test and train)",),
+        ("1 identity is in more than one split: 1 (test and train)",),
     ),
     Broken(
         "folder: CSV that names a picture that is not there",
         "folder",
         every(HERE, file("captions.csv", f"{HEAD}a.png,a man,,\nc.png,a boy,,\n")),
-        ("are missing: c.png",),
+        ("is missing: c.png",),
     ),
     Broken(
         "folder: CSV that names a bad picture",
@@ -113,7 +113,7 @@ CSV += [
             file("c.png", b"x"),
             file("captions.csv", f"{HEAD}a.png,a man,,\nc.png,a boy,,\n"),
         ),
-        ("1 images cannot be read: c.png (",),
+        ("1 image cannot be read: c.png (",),
     ),
     Broken(
         "folder: all of one split are bad, and told to go on",
@@ -130,7 +130,7 @@ CSV += [
         "folder: CSV with a person's number of 5,000 digits, and no picture",
         "folder",
         every(HERE, file("captions.csv", f"{HEAD}c.png,a man,{'7' * 5_000},train\n")),
-        ("none of the 1 images of folder", "give the folder"),
+        ("none of the images of folder (1)", "give the folder"),
     ),
     Broken(
         "folder: CSV and JSONL",

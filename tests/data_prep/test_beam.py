@@ -146,7 +146,7 @@ def test_unreadable_pictures_are_refused_or_left_out_as_without_beam(tmp_path):
         said[name] = refusal(*command(raw, tmp_path / name, *options))
         said[name] = said[name].replace(str(tmp_path / name), "")
     assert said["plain"] == said["beam"]
-    assert "1 images cannot be read: part1/013.jpg (" in said["beam"]
+    assert "1 image cannot be read: part1/013.jpg (" in said["beam"]
     assert "2 of 3 shards are kept" in said["beam"]
     for name, options in (("plain", []), ("beam", beam)):
         args = command(raw, tmp_path / name, "--allow-missing", *options)

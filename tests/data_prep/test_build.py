@@ -47,9 +47,9 @@ def test_a_mistake_ends_the_shell_command_with_one_and_one_sentence(raw, tmp_pat
     (raw / "a.png").unlink()
     code, out, err = there("folder", "--raw", raw, "--out", tmp_path / "out")
     assert code == 1
-    assert "PROBLEM: 1 of 2 images of . are missing: a.png\n" in out
+    assert "PROBLEM: 1 of 2 images of . is missing: a.png\n" in out
     assert err == (
-        f"error: {raw}: 1 problems, see above: training would suffer; mend them, or go "
+        f"error: {raw}: 1 problem, see above: training would suffer; mend them, or go "
         "on without what is missing with --allow-missing\n"
     )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["raw"]
@@ -63,13 +63,13 @@ def test_check_reads_all_and_writes_nothing(raw, tmp_path):
     assert "train" in out and "test" in out
     assert "nothing stands in the way of training" in out
     (raw / "b.png").write_bytes(b"no picture")
-    assert "1 problems" in refusal(*args)
-    assert "PROBLEM: 1 images cannot be read: b.png (" in here(*args)[1]
+    assert "1 problem" in refusal(*args)
+    assert "PROBLEM: 1 image cannot be read: b.png (" in here(*args)[1]
     code, out, _ = here(*args, "--allow-missing")
-    assert code == 1 and "PROBLEM: 1 images cannot be read" in out  # all of test
+    assert code == 1 and "PROBLEM: 1 image cannot be read" in out  # all of test
     (raw / "captions.csv").write_text("path,caption\na.png,a man\nb.png,a woman\n")
     code, out, _ = here(*args, "--allow-missing")
-    assert code == 0 and "PROBLEM: 1 images cannot be read" in out
+    assert code == 0 and "PROBLEM: 1 image cannot be read" in out
     for name in ("b.png", "captions.csv"):
         (raw / name).write_bytes(before[f"raw/{name}"])
     assert tree(tmp_path) == before

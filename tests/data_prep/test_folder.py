@@ -170,13 +170,13 @@ def test_check_counts_what_there_is_and_what_is_left_out(tmp_path):
     code, out, err = building.here("folder", "--raw", tmp_path / "raw", "--check")
     assert (code, err) == (0, "")
     lines = [line.split() for line in out.splitlines()]
-    assert lines[1:5] == [
+    assert lines[2:6] == [
         ["split", "missing", "images", "identities", "captions"],
         ["pretrain", "0", "1", "0", "1"],
         ["train", "0", "2", "2", "3"],
         ["all", "0", "3", "2", "4"],
     ]
-    assert "note: 1 pictures are in no annotation, and left out: more/d.JPG" in out
+    assert "note: 1 picture is in no annotation, and left out: more/d.JPG" in out
     assert "PROBLEM" not in out
 
 

@@ -186,7 +186,7 @@ def test_plain_captions_are_one_caption_each(make):
     for entry, record in zip(tree.of("train"), found["train"], strict=True):
         assert record.captions == (entry["captions"][0],)
     assert tree.check().problems()[0] == (
-        "train is not as published: 15 captions of 30"
+        "train is not as published: captions 15 of 30"
     )
 
 

@@ -46,7 +46,7 @@ def test_single_images_that_are_missing_are_named(cuhk):
     cuhk.write(without=gone.__contains__)
     cuhk.refused(
         f"2 of 3 images of Market are missing: {cuhk.images[4]}, {cuhk.images[11]}",
-        f"1 of 3 images of cam_a are missing: {cuhk.images[0]}",
+        f"1 of 3 images of cam_a is missing: {cuhk.images[0]}",
     )
 
 
@@ -110,7 +110,7 @@ def test_a_folder_with_none_of_the_images_is_refused_even_then(cuhk, more):
     cuhk.annotate()
     done = cuhk.prepare(*more)
     assert done.code == 1
-    assert done.error.startswith("none of the 21 images of cuhk_pedes is in ")
+    assert done.error.startswith("none of the images of cuhk_pedes (21) is in ")
 
 
 def test_dead_links_are_told_from_what_is_not_there(cuhk):
@@ -135,7 +135,7 @@ def test_a_folder_that_is_a_dead_link_is_told(cuhk):
 def test_a_folder_in_an_images_place_is_a_missing_image(cuhk):
     cuhk.write(without={cuhk.images[0]}.__contains__)
     (cuhk.raw / "imgs" / cuhk.images[0]).mkdir()
-    cuhk.refused(f"1 of 3 images of cam_a are missing: {cuhk.images[0]}")
+    cuhk.refused(f"1 of 3 images of cam_a is missing: {cuhk.images[0]}")
 
 
 def test_pictures_that_no_annotation_names_are_counted(cuhk):
@@ -166,8 +166,8 @@ def test_any_other_total_of_captions_is_not(cuhk):
     for entry in cuhk.of("val")[:2]:
         del entry["captions"][0]
     cuhk.write().refused(
-        "train is not as published: 27 captions of 28",
-        "val is not as published: 6 captions of 8",
+        "train is not as published: captions 27 of 28",
+        "val is not as published: captions 6 of 8",
     )
 
 
@@ -224,7 +224,7 @@ def test_identities_in_two_splits_are_refused_whatever_one_says(cuhk, more):
     for done in (cuhk.check(*more), cuhk.prepare(*more)):
         assert done.code == 1
         assert done.error.startswith(
-            f"{cuhk.raw}: 1 identities are in more than one split: 10 (test and train);"
+            f"{cuhk.raw}: 1 identity is in more than one split: 10 (test and train);"
         )
         assert "correct the splits" in done.error
     assert not cuhk.out.exists()
@@ -248,8 +248,8 @@ def test_empty_captions_are_counted_and_not_written(cuhk, value):
     cuhk.write()
     path = cuhk.images[2]
     cuhk.refused(
-        "train is not as published: 27 captions of 28",
-        f"1 images have an empty caption: {path}",
+        "train is not as published: captions 27 of 28",
+        f"1 image has an empty caption: {path}",
     )
     del cuhk.entries[2]["captions"][1]
     assert cuhk.built("--allow-missing") == cuhk.planted()
@@ -260,7 +260,7 @@ def test_images_without_any_caption_are_counted(make, value):
     tree = make("icfg_pedes")
     tree.entries[2]["captions"] = value
     problems = tree.write().check().problems()
-    assert f"1 images have no caption at all: {tree.images[2]}" in problems
+    assert f"1 image has no caption at all: {tree.images[2]}" in problems
     tree.entries[2]["captions"] = []
     assert tree.built("--allow-missing") == tree.planted()
 
@@ -299,9 +299,7 @@ def test_over_long_captions_are_noted_by_their_words(cuhk):
     done = cuhk.write().check()
     assert done.code == 0
     (note,) = [note for note in done.notes() if "longer" in note]
-    assert note.startswith(
-        "1 captions are longer than 100 words and marks alone (--tok"
-    )
+    assert note.startswith("1 caption is longer than 100 words and marks alone (--tok")
     assert note.endswith(f"; the rest is cut off in training: {cuhk.images[0]}")
     assert cuhk.built() == cuhk.planted()
 

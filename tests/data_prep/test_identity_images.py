@@ -37,14 +37,14 @@ def copied(tree, first, second):
     tree.drawn[second["file_path"]] = tree.drawn[first["file_path"]]
     done = tree.write().check()
     assert done.code == 0
-    return [note for note in done.notes() if "copies" in note]
+    return [note for note in done.notes() if "to the byte" in note]
 
 
 def test_copies_are_noted_and_kept(make):
     tree = make("icfg_pedes")
     a, b = tree.of("train")[:2]
     assert copied(tree, a, b) == [
-        f"1 images are copies of others, to the byte: {a['file_path']} = "
+        f"1 image is a copy of another, to the byte: {a['file_path']} = "
         + b["file_path"]
     ]
     assert tree.built() == tree.planted()
@@ -97,7 +97,7 @@ def test_an_image_that_cannot_be_read_is_named_and_left_out(make, spoil, why):
     file = tree.raw / "imgs" / path
     file.write_bytes(spoil(file.read_bytes()))
     (problem,) = tree.check().problems()
-    assert problem.startswith(f"1 images cannot be read: {path} (")
+    assert problem.startswith(f"1 image cannot be read: {path} (")
     assert why in problem.lower()
     tree.refused(problem)
     del tree.entries[3]

@@ -135,7 +135,7 @@ def test_splits_given_win_over_derived_ones(cuhk):
     done = cuhk.check("--splits", file)
     assert done.code == 1
     assert done.problems() == [
-        "val is not as published: 2 images of 4, 1 identities of 2, 4 captions of 8"
+        "val is not as published: images 2 of 4, identities 1 of 2, captions 4 of 8"
     ]
     assert cuhk.built("--splits", file, "--allow-missing") == cuhk.planted()
 
@@ -294,6 +294,6 @@ def test_a_val_split_of_icfg_pedes_is_one_that_is_not_published(tmp_path, monkey
     done = tree.write().check()
     assert done.code == 1
     assert done.problems() == [
-        "test is not as published: 3 images of 6, 1 identities of 2, 3 captions of 6",
+        "test is not as published: images 3 of 6, identities 1 of 2, captions 3 of 6",
         "val has 3 images; no such split is published",
     ]

@@ -177,7 +177,7 @@ def begun(raw, tmp_path):
     whole = (mine / "part1" / "031.jpg").read_bytes()
     (mine / "part1" / "031.jpg").write_bytes(whole[:100])
     said = refusal(*command(mine, tmp_path / "out"))
-    assert "1 images cannot be read: part1/031.jpg (" in said
+    assert "1 image cannot be read: part1/031.jpg (" in said
     assert f"8 of 9 shards are kept in {tmp_path}/out.partial" in said
     assert "--allow-missing" in said
     (mine / "part1" / "031.jpg").write_bytes(whole)
@@ -251,7 +251,7 @@ def test_what_one_run_leaves_out_the_next_one_may_want(begun, tmp_path, monkeypa
 def test_unreadable_pictures_to_pretrain_on_are_left_out_if_allowed(begun, tmp_path):
     (begun / "part1" / "031.jpg").write_bytes(b"")
     args = command(begun, tmp_path / "out")
-    assert "1 images cannot be read: part1/031.jpg (" in refusal(*args)
+    assert "1 image cannot be read: part1/031.jpg (" in refusal(*args)
     assert here(*args, "--allow-missing")[0] == 0
     rows = list(Records(tmp_path / "out", "pretrain", PersonRecord))
     assert [r.image_id for r in rows] == sorted(tree(begun).keys() - {"part1/031.jpg"})

@@ -432,3 +432,19 @@ def test_annotation_files_are_looked_for_from_the_top_down(tmp_path):
     assert Raw(tmp_path).named("x.json") == ["a/x.json"]
     assert Raw(tmp_path).named("z.json") == []
     assert Raw(tmp_path).named("y.json", suffix=".json") == ["a/x.json"]
+
+
+def test_a_folder_below_the_one_that_paths_are_relative_to_will_do(tmp_path):
+    trees.loose(tmp_path, dict.fromkeys(("cam_a/1.jpg", "cam_a/2.jpg"), b"?"))
+    paths = ["CUHK/imgs/cam_a/1.jpg", "CUHK/imgs/cam_a/3.jpg"]
+    assert Raw(tmp_path).locate(paths) == [Place("cam_a/1.jpg"), None]
+    assert Raw(tmp_path / "cam_a").locate(["cam_a/1.jpg", "cam_b/1.jpg"]) == [None] * 2
+
+
+def test_places_that_images_were_found_in_are_counted(tmp_path):
+    trees.loose(
+        tmp_path, dict.fromkeys(("imgs/a/1.jpg", "imgs/a/2.jpg", "more/b/1.jpg"), b"?")
+    )
+    raw = Raw(tmp_path)
+    raw.locate(["a/1.jpg", "a/2.jpg", "b/1.jpg"])
+    assert raw.starts == {"imgs/": 2, "more/": 1}

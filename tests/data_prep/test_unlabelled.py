@@ -101,7 +101,7 @@ def test_a_missing_image_is_refused_and_left_out_where_that_is_allowed(
     file.unlink()
     code, said, error = run(name)
     assert code == 1
-    assert f"images of {os.path.dirname(gone.image_id)} are missing" in said
+    assert f"images of {os.path.dirname(gone.image_id)} is missing" in said
     assert "go on without what is missing with --allow-missing" in error
     assert not (tmp_path / "out").exists()
     assert run(name, "--allow-missing")[0] == 0
@@ -183,7 +183,7 @@ def test_an_empty_caption_is_a_problem_and_never_a_caption(tmp_path, run):
     trees.loose(tmp_path / "raw", pictures | files)
     code, said, _ = run("luperson_mllm")
     assert code == 1
-    assert "PROBLEM: 1 images have an empty caption: y.jpg" in said
+    assert "PROBLEM: 1 image has an empty caption: y.jpg" in said
     assert run("luperson_mllm", "--allow-missing")[0] == 0
     assert [r.captions for r in read(tmp_path / "out")] == [("A man.",), ()]
 

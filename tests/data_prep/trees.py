@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from data_prep import build, identities
+from data_prep import build, checks, identities
 from data_prep.entries import Counts, Published
 from unipt_jax.data import records
 from unipt_jax.data.records import PersonRecord, Records
@@ -254,8 +254,9 @@ class Tree:
         before = sorted(self.raw.parent.rglob("*"))
         for done in (self.check(), self.prepare()):
             assert (done.code, done.problems()) == (1, list(problems))
+            number = checks.counted(len(problems), "problem", "problems")
             assert done.error == (
-                f"{self.raw}: {len(problems)} problems, see above: training would "
+                f"{self.raw}: {number}, see above: training would "
                 "suffer; mend them, or go on without what is missing with "
                 "--allow-missing"
             )
