@@ -3,17 +3,17 @@
     python -m benchmarks.prepare --images 100000 --save
 
 The same JPEG files, 600x250 and each different from all others, are brought to 384x128 by
-`data_prep.build luperson` and by as many bare processes, which do nothing but decode, resize
-(PIL, bicubic) and encode, and write nothing. Half of the bare ones' work is timed before
-ours and half after it. Then the build runs again and is killed twice on its way; what it
-leaves must be the same to the byte. The bar is 0.9 of the bare speed, and 1.5 GiB.
+`data_prep.build luperson` and by as many bare processes, which read a file, decode, resize
+(PIL, bicubic), encode, and write nothing. They take turns over parts of the files; `ratio`
+is the median of the parts', ours timed from its start to its end. Then a build of all files
+is compared, to the byte, with one that is killed twice on its way. The bar is 0.9 of the
+bare speed, and 1.5 GiB.
 """
 
 import argparse
 import hashlib
 import io
 import multiprocessing
-import os
 import shutil
 import signal
 import subprocess
@@ -23,10 +23,12 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 
 from PIL import Image
 
 from benchmarks import pictures, report
+from data_prep import workers
 
 DIFFERENT = 1_000  # pictures that are drawn; the others are these with another comment
 QUALITY = 95  # `data_prep.build`'s own
@@ -37,7 +39,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--images", type=int, default=10_000)
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--workers", type=int, default=workers.cores())
     parser.add_argument("--kills", type=int, default=2)
     parser.add_argument("--stored", type=pictures.size, default=(600, 250))
     parser.add_argument("--size", type=pictures.size, default=(384, 128))
@@ -52,25 +54,33 @@ def compare(folder: Path, args: argparse.Namespace) -> dict:
     report.progress(f"drawing {args.images:,} files of {args.stored}")
     files = copies(folder / "raw", args.images, args.stored)
     kilobytes = sum(file.stat().st_size for file in files) / len(files) / 1000
-    half = len(files) // 2
-    seconds = bare(files[:half], args)
+    seconds: dict[str, list[float]] = {"bare": [], "ours": []}
+    for number, part in enumerate(sorted((folder / "raw").iterdir())):
+        theirs = [file for file in files if part in file.parents]
+        seconds["bare"].append(bare(theirs, args) / len(theirs))
+        begin = time.perf_counter()
+        build(part, folder / f"out{number}", args)
+        seconds["ours"].append((time.perf_counter() - begin) / len(theirs))
+        shutil.rmtree(folder / f"out{number}")
+        speeds = ", ".join(f"{k} {1 / v[-1]:.1f}" for k, v in seconds.items())
+        report.progress(f"part {number}: images/s: {speeds}")
     begin = time.perf_counter()
     peak = build(folder / "raw", folder / "out", args)
-    ours = time.perf_counter() - begin
-    report.progress(f"ours: {len(files) / ours:.1f} images/s, {peak:.0f} MiB at most")
-    seconds += bare(files[half:], args)
-    report.progress(f"bare: {len(files) / seconds:.1f} images/s")
+    whole = time.perf_counter() - begin
+    report.progress(f"all: {len(files) / whole:.1f} images/s, {peak:.0f} MiB at most")
     digest = digests(folder / "out")
     size = sum(file.stat().st_size for file in (folder / "out").iterdir())
     shutil.rmtree(folder / "out")  # the same path: it is in nothing that is written
-    kills = killed(folder / "raw", folder / "out", args, ours)
+    kills = killed(folder / "raw", folder / "out", args, whole)
+    ratios = [b / o for b, o in zip(seconds["bare"], seconds["ours"], strict=True)]
     return {
         "benchmark": "prepare",
-        "ratio": round(seconds / ours, 3),
+        "ratio": round(median(ratios), 3),
+        "ratios": [round(ratio, 3) for ratio in ratios],
         "images_per_second": {
-            "ours": round(len(files) / ours, 1),
-            "bare": round(len(files) / seconds, 1),
+            name: round(1 / median(values), 1) for name, values in seconds.items()
         },
+        "images_per_second_all": round(len(files) / whole, 1),
         "peak_mib": round(peak),
         "kills": kills,
         "identical": digests(folder / "out") == digest,
@@ -85,15 +95,15 @@ def compare(folder: Path, args: argparse.Namespace) -> dict:
 
 
 def copies(folder: Path, count: int, shape: tuple[int, int]) -> list[Path]:
-    """So many JPEG files in folders of 1,000, no two of the same content."""
+    """So many JPEG files in four parts, in folders of 1,000; no two are the same."""
     with tempfile.TemporaryDirectory() as name:
         drawn, _ = pictures.draw_set(Path(name), min(count, DIFFERENT), shape)
         encoded = [file.read_bytes() for file in drawn]
     files = []
     for index in range(count):
-        file = folder / f"{index // 1000:04d}" / f"{index:08d}.jpg"
-        if index % 1000 == 0:
-            file.parent.mkdir(parents=True)
+        file = folder / f"part{4 * index // count}" / f"{index // 1000:04d}"
+        file.mkdir(parents=True, exist_ok=True)
+        file /= f"{index:08d}.jpg"
         comment = b"\xff\xfe\x00\x0a%08d" % index  # marker, length, text
         start, rest = encoded[index % DIFFERENT][:2], encoded[index % DIFFERENT][2:]
         file.write_bytes(start + comment + rest)
@@ -104,8 +114,10 @@ def copies(folder: Path, count: int, shape: tuple[int, int]) -> list[Path]:
 def one(work: tuple[str, tuple[int, int]]) -> int:
     """A file decoded, resized and encoded; the number of bytes it came to."""
     file, (height, width) = work
-    with Image.open(file) as image:
-        image = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+    with open(file, "rb") as opened:  # at once: PIL would read it bit by bit
+        encoded = opened.read()
+    with Image.open(io.BytesIO(encoded)) as image:
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
     out = io.BytesIO()
     image.save(out, "JPEG", quality=QUALITY)
     return len(out.getvalue())

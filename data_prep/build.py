@@ -16,7 +16,7 @@ from typing import Any
 
 from data_prep import captions, checks, folder, identities, peek, prepare, synthetic
 from data_prep import unlabelled as pretrain
-from data_prep.entries import Survey, count
+from data_prep.entries import PRETRAIN, Survey, count
 from data_prep.raw import Raw, printable
 from unipt_jax.data import records, tokenizers
 from unipt_jax.data.records import UNKNOWN
@@ -55,8 +55,8 @@ SETS = (*READERS, "synthetic")
 
 def _synthetic(args: argparse.Namespace) -> None:
     others = DECISIVE | {"check": False, "tokenizer": "", "beam": None}
-    for name in others.keys() - {"height", "width"}:
-        if getattr(args, name) != others[name]:
+    for name in others:
+        if name not in ("height", "width") and getattr(args, name) != others[name]:
             name = name.replace("_", "-")
             raise UserError(f"synthetic persons are drawn: leave --{name} out")
     _check_numbers(args)
@@ -73,6 +73,11 @@ def _synthetic(args: argparse.Namespace) -> None:
             )
         print(f"{out} is there already, as asked for: {records.splits(out)}")
         return
+    if (left := prepare.partial_of(out) / "plan.json").exists():
+        raise UserError(
+            f"{left.parent} was left by a build of another set; remove it, or give "
+            "another --out"
+        )
     synthetic.build(out, workers=args.workers, **wanted)
     print(f"{out}: {records.splits(out)}")
 
@@ -115,7 +120,7 @@ def _prepare(args: argparse.Namespace) -> None:
         run = beam.runner(args.beam)
     survey = READERS[args.set](args)
     if args.records:
-        captions.write(survey, args.records, args.out, {"command": command(args)})
+        captions.write(survey, args.records, args.out, _origin(survey, args))
         print(f"{args.out}: {records.splits(args.out)}")
         return
     dropped = _checked(survey, args)
@@ -163,6 +168,12 @@ def _options(args: argparse.Namespace) -> prepare.Options:
                 f"--{name} {getattr(args, name)}: a bucket is read and written here only "
                 "where it is mounted; mount it, and give the folder"
             )
+    raw = f"{os.path.realpath(args.raw)}/"
+    if args.out and os.path.realpath(args.out).startswith(raw):
+        raise UserError(
+            f"--out {args.out} lies in --raw {args.raw}, whose files would then be read "
+            "as the set's source; give a folder beside it"
+        )
     if (args.height is None) != (args.width is None):
         raise UserError("--height and --width go together: give both, or neither")
     if args.check and args.records:
@@ -223,7 +234,9 @@ def _checked(survey: Survey, args: argparse.Namespace) -> dict[str, str]:
     tokenizer = tokenizers.load(args.tokenizer) if args.tokenizer else None
     found = checks.without_pictures(survey, limit=args.text_length, tokenizer=tokenizer)
     dropped = {e.image_id: "missing" for e in survey.entries if e.place is None}
-    if args.check or any(e.split != "pretrain" for e in survey.entries):
+    trained = any(e.split != PRETRAIN for e in survey.entries)
+    # Labels have no gaps: who has no image that can be read must be known before.
+    if args.check or trained or (args.allow_missing and survey.identified):
         looks = checks.look_at_all(survey, args.workers)
         found += checks.of_images(survey.entries, looks)
         dropped |= {
@@ -231,6 +244,9 @@ def _checked(survey: Survey, args: argparse.Namespace) -> dict[str, str]:
             for e, look in zip(survey.entries, looks, strict=True)
             if look is not None and look.fault
         }
+    if several := survey.raw.several:
+        text = checks.counted(len(several), "image lies", "images lie")
+        survey.notes.append(f"{text} in several places: {checks.some(several)}")
     for text in survey.notes:
         print(printable(f"note: {text}"))
     for finding in sorted(found, key=lambda f: f.weight != "note"):
@@ -255,6 +271,17 @@ def _checked(survey: Survey, args: argparse.Namespace) -> dict[str, str]:
     return dropped
 
 
+def _origin(survey: Survey, args: argparse.Namespace) -> dict[str, Any]:
+    """What any set's metadata says of where it comes from."""
+    return {
+        "set": survey.name,
+        "command": command(args),
+        "version": _version(),
+        "notes": survey.notes,
+        "sources": {_named(f, survey.raw): _described(f) for f in survey.sources},
+    }
+
+
 def _metadata(
     survey: Survey, args: argparse.Namespace, options: prepare.Options, dropped: dict
 ) -> dict[str, Any]:
@@ -262,15 +289,10 @@ def _metadata(
     counts = {split: values._asdict() for split, values in count(kept).items()}
     for split in counts.keys() - {e.split for e in kept if e.person_id != UNKNOWN}:
         del counts[split]["identities"]
-    out = {
-        "set": survey.name,
-        "command": command(args),
-        "version": _version(),
+    out = _origin(survey, args) | {
         "counts": counts,
         "images": options.stored,
         "allow_missing": args.allow_missing,
-        "notes": survey.notes,
-        "sources": {_named(f, survey.raw): _described(f) for f in survey.sources},
     }
     if options.size:
         out |= {"height": options.size[0], "width": options.size[1]}

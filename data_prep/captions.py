@@ -2,16 +2,17 @@
 caption record set out, index-aligned with the records."""
 
 import collections
+import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
 from tqdm import tqdm
 
 from data_prep import prepare
-from data_prep.entries import Survey
-from data_prep.raw import shortened
+from data_prep.entries import PRETRAIN, Survey
+from data_prep.raw import shortened, tails
 from unipt_jax.data import shards
 from unipt_jax.data.records import (
     CaptionRecord,
@@ -22,16 +23,7 @@ from unipt_jax.data.records import (
 )
 from unipt_jax.errors import UserError
 
-SPLIT = "pretrain"
 _SHARD = 1 << 16  # captions of so many images in a file
-
-
-def _tails(path: str) -> Iterator[str]:
-    """The path, then without its first folder, its first two ..."""
-    yield path
-    while "/" in path:
-        path = path.partition("/")[2]
-        yield path
 
 
 def match(image_ids: Sequence[str], paths: Sequence[str]) -> list[int | None]:
@@ -41,22 +33,19 @@ def match(image_ids: Sequence[str], paths: Sequence[str]) -> list[int | None]:
     `x/1.jpg`, and so the other way round. What would match two images matches none.
     """
     exact = {path: number for number, path in enumerate(paths)}
-    ends = collections.defaultdict(set)
+    ends: dict[str, int | None] = {}  # None: of several
     out: list[int | None] = [exact.get(image_id) for image_id in image_ids]
     same = set(out)
     for place, image_id in enumerate(image_ids):
         if out[place] is None:
-            found = (exact[tail] for tail in _tails(image_id) if tail in exact)
+            found = (exact[tail] for tail in tails(image_id) if tail in exact)
             number = next(found, None)
             out[place] = None if number in same else number
     if not any(number is not None for number in out):
         for number, path in enumerate(paths):
-            for tail in list(_tails(path))[1:]:
-                ends[tail].add(number)
-        out = [
-            next(iter(ends[i])) if len(ends.get(i, ())) == 1 else None
-            for i in image_ids
-        ]
+            for tail in itertools.islice(tails(path), 1, None):
+                ends[tail] = None if tail in ends else number
+        out = [ends.get(image_id) for image_id in image_ids]
     taken = collections.Counter(number for number in out if number is not None)
     return [n if n is not None and taken[n] == 1 else None for n in out]
 
@@ -66,7 +55,7 @@ def _check(folder: str | os.PathLike) -> None:
     there = splits(folder)
     if "image" not in fields(folder):
         what = "holds captions, not images"
-    elif not there.get(SPLIT):
+    elif not there.get(PRETRAIN):
         what = f"has no images to pre-train on, only {there}"
     else:
         return
@@ -91,7 +80,7 @@ def write(
             "or give a set that has some"
         )
     _check(folder)
-    records = Records(folder, SPLIT, PersonRecord)
+    records = Records(folder, PRETRAIN, PersonRecord)
     bar = tqdm(range(len(records)), desc="reading image ids", unit=" records")
     image_ids = [records[index].image_id for index in bar]
     numbers = match(image_ids, [entry.image_id for entry in survey.entries])
@@ -107,7 +96,7 @@ def write(
         f"{found:,} of {len(image_ids):,} images of {folder} have captions; "
         f"{len(survey.entries) - found:,} captioned images are not in it"
     )
-    told = {"set": survey.name, "records": os.fspath(folder), "captioned": found}
+    told = {"records": os.fspath(folder), "captioned": found}
     out = epath.Path(out)
     partial = prepare.partial_of(out)
     if (partial / "plan.json").exists():
@@ -116,6 +105,8 @@ def write(
         )
     with prepare.alone(partial, out):
         (partial / "set").rmtree(missing_ok=True)
+        if out.exists():
+            raise UserError(f"{out} has been written by another process meanwhile")
         _write(survey, partial / "set", image_ids, numbers, told | metadata)
         (partial / "set").rename(out)
         partial.rmtree()
@@ -123,7 +114,7 @@ def write(
 
 def _write(survey: Survey, folder: epath.Path, image_ids, numbers, metadata) -> None:
     count = -(-len(image_ids) // _SHARD)
-    files = shards.ShardedSet(folder, CaptionRecord, SPLIT, count)
+    files = shards.ShardedSet(folder, CaptionRecord, PRETRAIN, count)
     for shard in range(count):
         some = range(shard * _SHARD, min((shard + 1) * _SHARD, len(image_ids)))
         rows = tqdm(some, desc=f"writing captions {shard + 1}/{count}", unit=" records")

@@ -2,10 +2,11 @@
 
 import collections
 import dataclasses
-import functools
+import errno
 import hashlib
 import itertools
 import re
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 
@@ -13,7 +14,7 @@ from tqdm import tqdm
 
 from data_prep import workers
 from data_prep.entries import Counts, Entry, Survey
-from data_prep.raw import Place, Reader, readable, shortened
+from data_prep.raw import Place, Reader, as_it_lies, readable, shortened, tails
 from unipt_jax.data import images
 from unipt_jax.data.records import UNKNOWN
 from unipt_jax.data.tokenizers import Tokenizer
@@ -29,26 +30,7 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 # Any sentence on a person has one of these; none of them is a word of the languages that
 # such captions are otherwise met in.
 _ENGLISH = frozenset(
-    [
-        "a",
-        "the",
-        "is",
-        "are",
-        "with",
-        "wearing",
-        "wears",
-        "and",
-        "his",
-        "her",
-        "he",
-        "she",
-        "has",
-        "of",
-        "woman",
-        "person",
-        "in",
-        "on",
-    ]
+    "a the is are with wearing wears and his her he she has of woman person in on".split()  # noqa: SIM905
 )
 
 
@@ -61,7 +43,7 @@ class Finding:
     text: str
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Look:
     """What reading an image gave. fault: why it cannot be read, or ""."""
 
@@ -71,25 +53,30 @@ class Look:
     fault: str = ""
 
 
-@functools.lru_cache(maxsize=1)
+_mine = threading.local()
+
+
 def reader(root: str) -> Reader:
-    """One for all that this process reads there."""
-    return Reader(root)
+    """One for all that this thread reads there: archives stay open, and are wound."""
+    if getattr(_mine, "root", None) != root:
+        _mine.root, _mine.reader = root, Reader(root)
+    return _mine.reader
 
 
 def read_image(root: str, place: Place) -> bytes:
     """The encoded image at a place below `root`.
 
-    Raises OSError for one that cannot be read, UserError where the store cannot.
+    Raises OSError for one that cannot be read, UserError where the store cannot: a file
+    that was there when the folder was listed is not gone alone.
     """
     try:
         return reader(root).read(place)
     except OSError as error:
-        if of_the_file(error):
+        if of_the_file(error) and error.errno not in (errno.ENOENT, errno.ENOTDIR):
             raise
         raise UserError(
-            f"{place.file} in {root} cannot be read now ({error}); run the same command "
-            "again when it can"
+            f"{readable(place.file)} in {root} cannot be read now ({error}); run the "
+            "same command again when it can"
         ) from error
 
 
@@ -106,7 +93,7 @@ def look(work: tuple[str, Sequence[Place]]) -> list[Look]:
         try:
             encoded = read_image(root, place)
             height, width = images.measure(encoded)
-        except (OSError, MemoryError) as error:
+        except OSError as error:
             out.append(Look(fault=fault(error)))
         else:
             digest = hashlib.sha256(encoded).digest()[:16]
@@ -116,7 +103,10 @@ def look(work: tuple[str, Sequence[Place]]) -> list[Look]:
 
 def look_at_all(survey: Survey, count: int | None) -> list[Look | None]:
     """Reads every image, with so many workers; None where one is missing."""
-    there = [entry.place for entry in survey.entries if entry.place is not None]
+    entries = survey.entries
+    numbers = [n for n, entry in enumerate(entries) if entry.place is not None]
+    numbers.sort(key=lambda number: as_it_lies(entries[number].place))
+    there = [entries[n].place for n in numbers]
     batches = (
         (survey.raw.root, there[at : at + _BATCH])
         for at in range(0, len(there), _BATCH)
@@ -127,8 +117,8 @@ def look_at_all(survey: Survey, count: int | None) -> list[Look | None]:
         for some in workers.run(look, batches, workers=count):
             looks += some
             progress.update(len(some))
-    found = iter(looks)
-    return [None if e.place is None else next(found) for e in survey.entries]
+    found = dict(zip(numbers, looks, strict=True))
+    return [found.get(number) for number in range(len(entries))]
 
 
 def table(survey: Survey) -> str:
@@ -176,11 +166,6 @@ def _heads(path: str) -> list[str]:
     return [path[:at] for at, c in enumerate(path) if c == "/"] + [path]
 
 
-def _tails(path: str) -> list[str]:
-    """c, b/c and a/b/c of a/b/c."""
-    return [path[at + 1 :] for at, c in enumerate(path) if c == "/"] + [path]
-
-
 def missing(survey: Survey) -> list[Finding]:
     """Images that are named but not there, by their folder."""
     entries = [entry for entry in survey.entries if entry.place is None]
@@ -190,7 +175,7 @@ def missing(survey: Survey) -> list[Finding]:
     totals = collections.Counter(
         e.image_id.rpartition("/")[0] or "." for e in survey.entries
     )
-    dead = {tail for link in survey.raw.dead for tail in _tails(link)}
+    dead = {tail for link in survey.raw.dead for tail in tails(link)}
     out = []
     for folder, names in sorted(folders.items(), key=lambda item: -len(item[1])):
         whole = len(names) == totals[folder]
@@ -239,7 +224,8 @@ def of_identities(entries: Sequence[Entry]) -> list[Finding]:
             splits[entry.person_id].add(entry.split)
             seen[entry.person_id] += 1
     out = []
-    if both := sorted(p for p, names in splits.items() if len(names) > 1):
+    tested = {"val", "test"}
+    if both := sorted(p for p, s in splits.items() if len(s) > 1 and s & tested):
         text = counted(len(both), "identity is", "identities are")
         text += " in more than one split: "
         text += some([f"{p} ({' and '.join(sorted(splits[p]))})" for p in both])
@@ -286,7 +272,7 @@ def _too_long(entries, limit: int, tokenizer: Tokenizer | None) -> Iterator[Find
         (caption, entry.image_id)
         for entry in entries
         for caption in entry.captions
-        if len(caption) + 2 > limit  # a token has a character at least
+        if len(caption.encode()) + 2 > limit  # a token has a byte at least
     ]
     if tokenizer is None:
         long = [name for c, name in cut if len(_WORD.findall(c)) + 2 > limit]
@@ -313,10 +299,11 @@ def looks_english(caption: str) -> bool:
 def of_images(entries: Sequence[Entry], looks: Sequence[Look | None]) -> list[Finding]:
     """Images that cannot be read, that are the same, or too small."""
     out, groups = [], collections.defaultdict(list)
-    for entry, look in zip(entries, looks, strict=True):
-        if look is not None and not look.fault:
-            groups[look.digest].append(entry)
     read = [(e, k) for e, k in zip(entries, looks, strict=True) if k is not None]
+    often = collections.Counter(k.digest for _, k in read if not k.fault)
+    for entry, look in read:
+        if not look.fault and often[look.digest] > 1:
+            groups[look.digest].append(entry)
     if bad := [f"{e.image_id} ({k.fault})" for e, k in read if k.fault]:
         text = f"{counted(len(bad), 'image', 'images')} cannot be read: {some(bad, 10)}"
         out.append(Finding("lack", text))
@@ -327,7 +314,7 @@ def of_images(entries: Sequence[Entry], looks: Sequence[Look | None]) -> list[Fi
         text = counted(len(tiny), "image is", "images are")
         text += f" less than {_SMALL} pixels high or wide"
         out.append(Finding("note", f"{text}: {some(tiny)}"))
-    if same := [group for group in groups.values() if len(group) > 1]:
+    if same := list(groups.values()):
         extra = sum(len(group) - 1 for group in same)
         text = counted(
             extra, "image is a copy of another", "images are copies of others"

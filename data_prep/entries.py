@@ -9,7 +9,8 @@ from data_prep.raw import Place, Raw, shortened
 from unipt_jax.data.records import UNKNOWN
 from unipt_jax.errors import UserError
 
-SPLITS = ("pretrain", "train", "val", "test")  # in the order they are written
+PRETRAIN = "pretrain"
+SPLITS = (PRETRAIN, "train", "val", "test")  # in the order they are written
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

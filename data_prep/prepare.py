@@ -19,8 +19,8 @@ from etils import epath
 from tqdm import tqdm
 
 from data_prep import checks, workers
-from data_prep.entries import SPLITS, Entry, Survey
-from data_prep.raw import Place
+from data_prep.entries import PRETRAIN, SPLITS, Entry, Survey
+from data_prep.raw import Place, as_it_lies, is_wound
 from unipt_jax.data import images, shards
 from unipt_jax.data.records import PersonRecord, contiguous_labels
 from unipt_jax.errors import UserError
@@ -136,6 +136,24 @@ def _plan_of(task: Task) -> Plan:
     return _plan_in(task.folder, os.stat(f"{task.folder}/plan.json").st_mtime_ns)
 
 
+def _read(file: epath.Path, raw: str) -> Iterator[tuple[dict, bytes | OSError]]:
+    """A shard's rows with their encoded images, or what stands in the way."""
+
+    def read(place: Place) -> bytes | OSError:
+        try:
+            return checks.read_image(raw, place)
+        except OSError as error:
+            return error
+
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    places = [Place(*row.pop("place")) for row in rows]
+    # In an archive's own order: see `is_wound`.
+    wound = sorted(filter(is_wound, places), key=as_it_lies)
+    ahead = {place: read(place) for place in wound}
+    for row, place in zip(rows, places, strict=True):
+        yield row, ahead.pop(place) if place in ahead else read(place)
+
+
 def write_shard(task: Task) -> list[dict[str, str]]:
     """Writes a shard and its part; no shard where an image cannot be read and may not
     be left out. Gives the images that cannot be read, with the reason."""
@@ -144,22 +162,18 @@ def write_shard(task: Task) -> list[dict[str, str]]:
     files = plan.sets(folder)[task.split]
     digest, bad, captions, written = hashlib.sha256(), [], 0, 0
     with contextlib.suppress(_Unreadable), files.open(task.shard) as add:
-        with _rows(folder, task.split, task.shard).open() as lines:
-            for row in map(json.loads, lines):
-                try:
-                    encoded = checks.read_image(plan.raw, Place(*row.pop("place")))
-                    options = plan.options
-                    stored = images.as_stored(
-                        encoded, options.size, quality=options.quality
-                    )
-                except (OSError, MemoryError) as error:
-                    bad.append(
-                        {"image_id": row["image_id"], "why": checks.fault(error)}
-                    )
-                    continue
-                digest.update(hashlib.sha256(encoded).digest())
-                captions, written = captions + len(row["captions"]), written + 1
-                add(PersonRecord(image=stored, **row))
+        for row, encoded in _read(_rows(folder, task.split, task.shard), plan.raw):
+            try:
+                if isinstance(encoded, OSError):
+                    raise encoded
+                size, quality = plan.options.size, plan.options.quality
+                stored = images.as_stored(encoded, size, quality=quality)
+            except OSError as error:
+                bad.append({"image_id": row["image_id"], "why": checks.fault(error)})
+                continue
+            digest.update(hashlib.sha256(encoded).digest())
+            captions, written = captions + len(row["captions"]), written + 1
+            add(PersonRecord(image=stored, **row))
         part = {"images": written, "captions": captions, "bad": bad}
         part["sha256"] = digest.hexdigest()
         _write(_part(folder, task.split, task.shard), json.dumps(part))
@@ -228,9 +242,10 @@ def make_plan(
     """
     there = (folder / "plan.json").exists()
     if not there:
-        (folder / "plan").rmtree(missing_ok=True)
+        for name in ("plan", "parts", "set"):  # of a plan that never came to be
+            (folder / name).rmtree(missing_ok=True)
         (folder / "plan").mkdir(parents=True)
-        (folder / "parts").mkdir(exist_ok=True)
+        (folder / "parts").mkdir()
     digest = hashlib.sha256(json.dumps(dataclasses.asdict(options)).encode())
     count: dict[str, list[int]] = {split: [] for split in splits}
     for split, shard, length, text in _lines(splits, options):
@@ -247,7 +262,7 @@ def make_plan(
     )
     if there:
         _check_same(folder, plan)
-    else:
+    if not there or Plan.read(folder).raw != raw:  # its folder has moved
         _write(folder / "plan.json", json.dumps(dataclasses.asdict(plan)))
         _plan_in.cache_clear()  # two plans of 10 ms may have one time
     return plan
@@ -365,7 +380,7 @@ def _done(folder: epath.Path, plan: Plan, split: str, shard: int) -> bool:
 def _write_shards(folder, plan: Plan, allow: bool, run, count) -> list[dict[str, str]]:
     """Writes what is not there; gives the images that stand in the way."""
     tasks = [
-        Task(str(folder), split, shard, allow and split == "pretrain")
+        Task(str(folder), split, shard, allow and split == PRETRAIN)
         for split, shard in _all(plan)
     ]
     left = [t for t in tasks if (bad := result(t)) is None or (bad and not t.allow)]

@@ -34,6 +34,7 @@ TAR = {
 ARROW = ".arrow"
 _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError)
 _DAMAGED += (OSError, ValueError, NotImplementedError)
+_STARTS = 50  # folders that paths are looked for in
 _SAMPLE = 20  # paths of each first folder that are looked for anywhere
 
 
@@ -94,6 +95,25 @@ def hidden(path: str) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in parts)
 
 
+def tails(path: str) -> Iterator[str]:
+    """The path, then without its first folder, its first two ..."""
+    yield path
+    while "/" in path:
+        path = path.partition("/")[2]
+        yield path
+
+
+def as_it_lies(place: Place) -> tuple[str, int]:
+    """Sorts places in the order in which an archive has them."""
+    return place.file, place.start
+
+
+def is_wound(place: Place) -> bool:
+    """Whether it lies in an archive that is compressed as a whole: to go back in it is
+    to unpack it from its beginning."""
+    return archive_suffix(place.file) in TAR.keys() - {".tar"} and bool(place.member)
+
+
 def archive_suffix(name: str) -> str | None:
     """`.tar.gz` and the like where the name is an archive's, else None."""
     lower = name.lower()
@@ -105,7 +125,8 @@ class Raw:
 
     files: path -> place. dead: links to nothing. outside: links -> what they lead to
     outside of the folder. starts: what the paths that `locate` found are relative to,
-    and how many to each. Raises UserError where there is no such folder, or one below
+    and how many to each. several: of the paths that lie in more than one place, which
+    was taken. Raises UserError where there is no such folder, or one below
     it cannot be listed.
     """
 
@@ -120,6 +141,7 @@ class Raw:
         self.outside: dict[str, str] = {}
         self._links: dict[str, str] = {}  # folders: path -> path without the link
         self.starts: collections.Counter = collections.Counter()
+        self.several: list[str] = []
         self._archives: list[str] = []
         with tqdm(desc=f"listing {self.name}", unit=" files", delay=2) as progress:
             folders = [""]
@@ -197,20 +219,39 @@ class Raw:
                 progress.close()
 
     def images(self) -> Iterator[tuple[str, Place]]:
-        """Every picture, archives opened, in the order of their paths.
+        """Every picture, archives opened, in the order of their paths; those of an
+        archive that is wound, as they lie in it.
 
-        Raises UserError for a link that leads out of the folder.
+        Raises UserError for a link that leads out of the folder, and as
+        `open_archives`.
         """
         self.open_archives()
         for path in self.outside:
             self.refuse(path)
-        for path in sorted(self.files):
+
+        def order(path: str) -> tuple[str, int, str]:
+            place = self.files[path]
+            return place.file, place.start if is_wound(place) else -1, path
+
+        for path in sorted(self.files, key=order):
             if path.lower().endswith(images.SUFFIXES):
                 yield path, self.files[path]
 
     def named(self, *names: str, suffix: str = "") -> list[str]:
         """Files of these names, or with that suffix: at the top, or else one or two
-        folders below it; the names' order first."""
+        folders below it; the names' order first.
+
+        Raises UserError for a link of such a name that leads out, or nowhere.
+        """
+        for path in (*self.outside, *self.dead):
+            name = path.rpartition("/")[2]
+            if name in names or (suffix and name.lower().endswith(suffix)):
+                if path in self.outside:
+                    self.refuse(path)
+                raise UserError(
+                    f"{self.name}/{readable(path)} is a link to nothing; put the file "
+                    "there, or remove the link"
+                )
         for depth in (0, 1, 2):
             level = [p for p in self.files if p.count("/") == depth]
             found = [p for name in names for p in level if p.split("/")[-1] == name]
@@ -257,26 +298,25 @@ class Raw:
         if self._archives and None in places:
             self.open_archives()
             places = self._locate(paths)
-        tails = paths
-        while not any(places) and any("/" in tail for tail in tails):
-            tails = [tail.partition("/")[2] or tail for tail in tails]
-            found = [self.find(tail) for tail in tails]
-            if any(found):
-                alone = len({place for place in found if place}) == sum(
-                    map(bool, found)
-                )
-                return found if alone else places
+        ends = paths
+        while not any(places) and any("/" in end for end in ends):
+            ends = [end.partition("/")[2] or end for end in ends]
+            found = [self.find(end) for end in ends]
+            if some := [place for place in found if place]:
+                return found if len(set(some)) == len(some) else places
         return places
 
     def _locate(self, paths: Sequence[str]) -> list[Place | None]:
         starts, places = self._starts(paths), []
-        self.starts = collections.Counter()
+        self.starts, self.several = collections.Counter(), []
         for path in paths:
-            for start in starts:
-                if place := self.find(start + path):
-                    self.starts[start] += 1
-                    break
+            found = ((start, self.find(start + path)) for start in starts)
+            start, place = next((f for f in found if f[1]), ("", None))
             places.append(place)
+            if place:
+                self.starts[start] += 1
+                if other := next((p for _, p in found if p and p != place), None):
+                    self.several.append(f"{place.file}, not {other.file}")
         return places
 
     def _starts(self, paths: Sequence[str]) -> list[str]:
@@ -284,19 +324,21 @@ class Raw:
         sample = collections.defaultdict(list)
         for path in paths:
             sample[path.split("/")[0] if "/" in path else ""].append(path)
-        by_name = collections.defaultdict(list)
-        for some in sample.values():  # from all of it: its beginning may be missing
-            for path in some[:: max(1, len(some) // _SAMPLE)]:
-                by_name[path.rpartition("/")[2]].append(path)
+        sampled = {  # from all of it: its beginning may be missing
+            path
+            for some in sample.values()
+            for path in some[:: max(1, len(some) // _SAMPLE)]
+        }
         hits = collections.Counter({"imgs/": 0, "": 0})
         for file in self.files:
-            for path in by_name.get(file.rpartition("/")[2], ()):
-                if file.endswith(f"/{path}") or file == path:
-                    hits[file[: len(file) - len(path)]] += 1
+            for tail in tails(file):
+                if tail in sampled:
+                    hits[file[: len(file) - len(tail)]] += 1
         # The annotation's own place comes first of two that hold as many.
-        return sorted(
+        starts = sorted(
             hits, key=lambda s: (-hits[s], s.count("/"), s != "imgs/", len(s), s)
         )
+        return starts[:_STARTS]
 
 
 def _members(file: str, archive: str, where: str) -> Iterator[tuple[str, Place | str]]:
@@ -341,7 +383,7 @@ def _check_end(stream: BinaryIO, end: int) -> None:
 
 
 class Reader:
-    """Reads places of a folder; one to a process. Archives stay open."""
+    """Reads places of a folder; one to a thread. Archives stay open."""
 
     def __init__(self, root: str | os.PathLike) -> None:
         self.root = os.fspath(root)
@@ -359,7 +401,7 @@ class Reader:
                 return self._of_zip(file, place)
             if suffix:
                 return self._of_tar(file, place, TAR[suffix])
-        except OSError:
+        except (OSError, MemoryError):
             raise
         except Exception as error:  # zlib, struct, pyarrow ... raise kinds of their own
             raise OSError(f"{place.file}: {type(error).__name__}: {error}") from error

@@ -9,14 +9,12 @@ import os
 from collections.abc import Callable, Iterator
 
 from data_prep import annotations
-from data_prep.arrow import Batches
-from data_prep.entries import Entry, Survey, in_order, placed
+from data_prep.entries import PRETRAIN, Entry, Survey, in_order, placed
 from data_prep.identities import annotation_file
 from data_prep.raw import ARROW, Place, Raw, readable
 from unipt_jax.data import images
 from unipt_jax.errors import UserError
 
-SPLIT = "pretrain"
 SAID = {  # images, as their authors count them
     "luperson": "4 M",
     "luperson_t": "1.3 M (others have seen 0.95 M)",
@@ -33,11 +31,11 @@ def luperson(folder: str | os.PathLike) -> Survey:
     Raises UserError where there is none.
     """
     raw = Raw(folder)
-    entries = [Entry(readable(path), place, SPLIT) for path, place in raw.images()]
+    entries = [Entry(readable(path), place, PRETRAIN) for path, place in raw.images()]
     notes = []
     for path in raw.dead:
         if path.lower().endswith(images.SUFFIXES):
-            entries.append(Entry(readable(path), None, SPLIT))
+            entries.append(Entry(readable(path), None, PRETRAIN))
         else:
             notes.append(f"{readable(path)} is a link to nothing")
     if not entries:
@@ -69,6 +67,8 @@ def luperson_t(folder: str | os.PathLike, *, annotation: str = "") -> Survey:
 
 
 def _arrow_rows(raw: Raw, file: str) -> Iterator[Entry]:
+    from data_prep.arrow import Batches  # few need pyarrow's 50 MB
+
     stem = file[: -len(ARROW)]
     for batch, row, values in Batches(f"{raw.root}/{file}").rows():
         where = f"{raw.name}/{file} row {row} of batch {batch}"
@@ -81,7 +81,7 @@ def _arrow_rows(raw: Raw, file: str) -> Iterator[Entry]:
             # Image ids begin anew in each file.
             image_id=f"{stem}/{name}",
             place=Place(file, "", batch, row),
-            split=SPLIT,
+            split=PRETRAIN,
             where=where,
             captions=item.captions("caption"),
             attributes={"split": split} if isinstance(split, str) else {},
@@ -132,7 +132,7 @@ def _said_in_list(file: str) -> Iterator[Entry]:
     for item in annotations.entries(file, file):
         path = item.path("file_path", "image")
         captions = item.captions("captions", "caption")
-        yield Entry(path, None, SPLIT, item.where, captions=captions)
+        yield Entry(path, None, PRETRAIN, item.where, captions=captions)
 
 
 def _said_by_path(file: str) -> Iterator[Entry]:
@@ -146,7 +146,7 @@ def _said_by_path(file: str) -> Iterator[Entry]:
             f"{file} '{key[:80]}'", {"path": key, "caption": value}
         )
         captions = item.captions("caption")
-        yield Entry(item.path("path"), None, SPLIT, item.where, captions=captions)
+        yield Entry(item.path("path"), None, PRETRAIN, item.where, captions=captions)
 
 
 def _of_synth_pedes(file: str) -> Iterator[Entry]:
@@ -159,7 +159,7 @@ def _of_synth_pedes(file: str) -> Iterator[Entry]:
         yield Entry(
             item.path("file_path"),
             None,
-            SPLIT,
+            PRETRAIN,
             item.where,
             person_id=item.number("id"),
             captions=item.captions("captions"),
@@ -173,7 +173,7 @@ def _of_mals(file: str) -> Iterator[Entry]:
         yield Entry(
             item.path("image", "file_path"),
             None,
-            SPLIT,
+            PRETRAIN,
             item.where,
             captions=item.captions("caption", "captions"),
             attributes={name: _as_text(value) for name, value in known.items()},

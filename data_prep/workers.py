@@ -54,9 +54,17 @@ def run(
     Raises what `work` raises, and UserError where a process died.
     """
     workers = workers or cores()
-    if workers == 1:
-        yield from map(work, items)
-        return
+    try:
+        yield from map(work, items) if workers == 1 else _shared(work, items, workers)
+    except (BrokenProcessPool, MemoryError) as error:
+        raise UserError(
+            f"memory ran out, or one of {workers} worker processes died, as they do "
+            "then; run the same command again, with fewer --workers"
+        ) from error
+
+
+def _shared(work: Callable[[Any], Any], items: Iterable, workers: int) -> Iterator[Any]:
+    """`run` with processes."""
     context = multiprocessing.get_context("spawn")
     pool = concurrent.futures.ProcessPoolExecutor(
         workers, context, initializer=_begin, initargs=(os.getpid(),)
@@ -70,10 +78,5 @@ def run(
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-    except BrokenProcessPool as error:
-        raise UserError(
-            f"one of {workers} worker processes died, as they do when memory runs out; "
-            "run the same command again with fewer --workers"
-        ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -101,7 +101,7 @@ def example(**changes):
         kind = feature.int64_list if values[:1] == [1] else feature.bytes_list
         kind.SetInParent()
         kind.value.extend(values)
-    return out.SerializeToString()
+    return out.SerializeToString(deterministic=True)
 
 
 def test_parse_takes_a_whole_record():

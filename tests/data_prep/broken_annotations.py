@@ -64,7 +64,7 @@ FILE += [
         "rstp_reid: annotation is a dead link",
         RSTP,
         link("data_captions.json", "gone.json"),
-        ("no annotation of rstp_reid",),
+        ("data_captions.json is a link to nothing",),
     ),
     Broken(
         "icfg_pedes: annotation is a named pipe",

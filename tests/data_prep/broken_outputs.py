@@ -129,10 +129,10 @@ OUT = [
         args=("--out", "{raw}"),
     ),
     in_the_way(
-        "OUT is below a file",
+        "OUT is below raw",
         nothing,
         "a.png/o",
-        "a file, not a folder",
+        "a.png/o lies in --raw",
         args=("--out", "{raw}/a.png/o"),
     ),
     in_the_way(

@@ -80,7 +80,8 @@ def luperson(folder: pathlib.Path, count: int = 6) -> list[PersonRecord]:
         inner = {f"cam_{k % 2}/{k:03d}.jpg": picture(number + k) for k in range(count)}
         number += count
         if where.endswith(PACKED):
-            pack(folder / where, inner)
+            # In the order of their paths: one that is wound is read in its own.
+            pack(folder / where, dict(sorted(inner.items())))
             where += "/"
         else:
             loose(folder / where, inner)

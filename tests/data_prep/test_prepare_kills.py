@@ -170,7 +170,7 @@ def test_a_worker_that_is_killed_is_one_sentence(raw, whole, tmp_path):
     os.kill(workers_of(process)[0], signal.SIGKILL)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert err.startswith("error: one of 2 worker processes died")
+    assert err.startswith("error: memory ran out, or one of 2 worker processes died")
     assert err.count("\n") == 1 and "fewer --workers" in err
     assert not out.exists()
     goes_on(raw, out, whole)

@@ -216,7 +216,9 @@ def test_an_archive_read_in_place_gives_the_bytes_of_the_loose_files(tmp_path, k
     before = snapshot(tmp_path)
     there = read_all(tmp_path / "packed")
     assert there == {f"part{kind}/{p}": content for p, content in FILES.items()}
-    assert list(there.values()) == list(read_all(tmp_path / "loose").values())
+    wound = kind not in (".tar", ".zip")  # then it is read in its own order
+    wanted = FILES if wound else read_all(tmp_path / "loose")
+    assert list(there.values()) == list(wanted.values())
     assert snapshot(tmp_path) == before  # nothing was unpacked
 
 

@@ -37,7 +37,7 @@ def _opened(encoded: bytes) -> Iterator[Image.Image]:
             yield image
     except UnidentifiedImageError as error:  # PIL tells the address of our buffer
         raise OSError("cannot identify it as a picture of any kind") from error
-    except OSError:
+    except (OSError, MemoryError):  # the latter is no fault of the file
         raise
     except Exception as error:  # SyntaxError, struct.error, DecompressionBombError ...
         raise OSError(f"{type(error).__name__}: {error}") from error
@@ -187,5 +187,4 @@ def measure(encoded: bytes) -> tuple[int, int]:
     """Height and width of a picture, all of which was read. Raises OSError if it is
     damaged."""
     with _opened(encoded) as image:
-        image.load()
-        return image.height, image.width
+        return upright_rgb(image).size[::-1]
