@@ -8,6 +8,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 
 from PIL import Image
 
@@ -42,6 +43,29 @@ def crops(folder, count=60):
     for i in range(count):
         picture(folder / f"part{i % 3}" / f"{i:03}.jpg", 4 * i, size=(6 + i % 2, 12))
     return folder
+
+
+def command(raw, out, *options):
+    """A build of such a tree, in shards of seven."""
+    common = ["luperson", "--raw", raw, "--out", out, "--shard-images", 7]
+    return [*common, *options]
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def shards_in(out):
+    """How many are written, while the set is not there yet."""
+    found = out.with_name(f"{out.name}.partial").glob("set/*.array_record*")
+    return sum(not file.name.endswith(".partial") for file in found)
+
+
+def wait_for(process, condition):
+    end = time.monotonic() + 120
+    while not condition() and process.poll() is None:
+        assert time.monotonic() < end, "the process neither got there nor ended"
+        time.sleep(0.002)
 
 
 def here(*args):

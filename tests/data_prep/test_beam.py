@@ -12,7 +12,17 @@ import time
 
 import building
 import pytest
-from building import here, refusal, start, there, tree
+from building import (
+    command,
+    here,
+    names,
+    refusal,
+    shards_in,
+    start,
+    there,
+    tree,
+    wait_for,
+)
 
 from data_prep import prepare
 from unipt_jax.data import records
@@ -25,37 +35,9 @@ PROCESSES = f"{DIRECT} --direct_num_workers=2 --direct_running_mode=multi_proces
 
 
 @pytest.fixture(scope="module")
-def raw(tmp_path_factory):
-    return building.crops(tmp_path_factory.mktemp("crops") / "raw")
-
-
-def command(raw, out, *options):
-    common = ["luperson", "--raw", raw, "--out", out, "--shard-images", 7]
-    return [*common, *options]
-
-
-@pytest.fixture(scope="module")
-def whole(raw, tmp_path_factory):
-    """The set as it is without Beam."""
-    out = tmp_path_factory.mktemp("whole") / "set"
-    assert here(*command(raw, out))[0] == 0
-    return tree(out)
-
-
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
-
-
-def shards_in(out):
-    found = out.with_name(f"{out.name}.partial").glob("set/*.array_record*")
-    return sum(not file.name.endswith(".partial") for file in found)
-
-
-def wait_for(process, condition):
-    end = time.monotonic() + 120
-    while not condition() and process.poll() is None:
-        assert time.monotonic() < end, "the process neither got there nor ended"
-        time.sleep(0.002)
+def whole(whole):
+    """What is in its files."""
+    return tree(whole)
 
 
 def in_group(group):

@@ -17,18 +17,6 @@ SETS = list(trees.MAKERS)
 FINE = "nothing stands in the way of training\n"
 
 
-@pytest.fixture
-def make(tmp_path, monkeypatch):
-    """Makes a set below `raw`, whose counts pass for the published ones."""
-
-    def maker(name, **options):
-        tree = trees.MAKERS[name](tmp_path / "raw", **options)
-        tree.publish(monkeypatch)
-        return tree
-
-    return maker
-
-
 # --- a set that is whole -------------------------------------------------------------
 
 

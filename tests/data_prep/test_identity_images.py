@@ -11,24 +11,6 @@ from PIL import Image
 
 from unipt_jax.data import records
 
-
-@pytest.fixture
-def make(tmp_path, monkeypatch):
-    """Makes a set below `raw`, whose counts pass for the published ones."""
-
-    def maker(name, **options):
-        tree = trees.MAKERS[name](tmp_path / "raw", **options)
-        tree.publish(monkeypatch)
-        return tree
-
-    return maker
-
-
-@pytest.fixture
-def cuhk(make):
-    return make("cuhk_pedes")
-
-
 # --- copies --------------------------------------------------------------------------
 
 

@@ -7,34 +7,12 @@ import time
 
 import building
 import pytest
-from building import here, refusal, there, tree
+from building import command, here, names, refusal, there, tree
 
 from data_prep import build, prepare
 from unipt_jax.data import records, shards
 from unipt_jax.data.records import UNKNOWN, PersonRecord, Records
 from unipt_jax.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def raw(tmp_path_factory):
-    return building.crops(tmp_path_factory.mktemp("crops") / "raw")
-
-
-def command(raw, out, *options):
-    common = ["luperson", "--raw", raw, "--out", out, "--shard-images", 7]
-    return [*common, *options]
-
-
-@pytest.fixture(scope="module")
-def whole(raw, tmp_path_factory):
-    """The set, built in one go by this process."""
-    out = tmp_path_factory.mktemp("whole") / "set"
-    assert here(*command(raw, out, "--workers", 1))[0] == 0
-    return out
-
-
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
 
 
 def files(folder):

@@ -6,7 +6,7 @@ import random
 
 import pretrain_trees as trees
 import pytest
-from building import crops, here, refusal, tree
+from building import command, crops, here, refusal, tree
 
 from data_prep import checks, prepare
 from data_prep.raw import Place, Raw, Reader
@@ -17,10 +17,6 @@ from unipt_jax.data.shards import ShardedSet
 FILES = {
     f"{k:03}.jpg": trees.picture(k) for k in random.Random(0).sample(range(90), 90)
 }
-
-
-def command(raw, out, *more):
-    return ("luperson", "--raw", raw, "--out", out, "--shard-images", 7, *more)
 
 
 def interrupted(monkeypatch, args, after):
