@@ -65,9 +65,11 @@ def written():
             image = SOFT.convert(mode)
         for form in FORMS:
             try:
-                yield pytest.param(encode(image, form), id=f"{form} {mode}")
+                encoded = encode(image, form)
+                by_pil(encoded, (48, 16))  # Pillow 12 writes TIFFs that it cannot read
             except (OSError, ValueError, KeyError):
                 continue
+            yield pytest.param(encoded, id=f"{form} {mode}")
 
 
 @pytest.mark.parametrize("size", [(397, 131), (48, 16)])
