@@ -152,7 +152,7 @@ def shown(value: Any) -> str:
     except RecursionError:  # it could just be read, from fewer frames
         return "lists or objects, nested too deep to be shown"
     text = text.encode("utf-8", "backslashreplace").decode()
-    return text if len(text) <= 160 else f"{text[:157]}..."
+    return raw.shortened(text)
 
 
 def _is_text(value: Any) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from data_prep import annotations, raw
 from data_prep.entries import SPLITS, Entry, Survey, in_order, placed
-from data_prep.unlabelled import luperson
+from data_prep.unlabelled import pictures
 from unipt_jax.data.records import UNKNOWN
 from unipt_jax.errors import UserError
 
@@ -32,7 +32,7 @@ def read(folder: str | os.PathLike, *, annotation: str = "") -> Survey:
     if len(there) > 1:
         raise UserError(f"{there[0]} and {FILES[1]} are both there; keep one of them")
     if not annotation and not there:
-        survey = luperson(folder)
+        survey = pictures(source)
         note = f"neither {FILES[0]} nor {FILES[1]} is there: pictures without captions"
         return Survey(
             "folder", survey.raw, survey.entries, [], notes=[note, *survey.notes]

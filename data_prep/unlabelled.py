@@ -30,7 +30,11 @@ def luperson(folder: str | os.PathLike) -> Survey:
 
     Raises UserError where there is none.
     """
-    raw = Raw(folder)
+    return pictures(Raw(folder))
+
+
+def pictures(raw: Raw) -> Survey:
+    """As `luperson`, of a folder that is listed already."""
     entries = [Entry(readable(path), place, PRETRAIN) for path, place in raw.images()]
     notes = []
     for path in raw.dead:
@@ -40,7 +44,7 @@ def luperson(folder: str | os.PathLike) -> Survey:
             notes.append(f"{readable(path)} is a link to nothing")
     if not entries:
         raise UserError(
-            f"no image in {folder} ({', '.join(images.SUFFIXES)}), at any depth, in "
+            f"no image in {raw.name} ({', '.join(images.SUFFIXES)}), at any depth, in "
             "tar and zip archives either; give the folder that holds some"
         )
     entries = in_order(entries)
