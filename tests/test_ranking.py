@@ -41,22 +41,27 @@ def one_query(matches):
     ]
 
 
-def by_sorting(query, gallery, query_ids, gallery_ids, order="optimistic"):
-    """The figures in percent, by a sort of the float64 scores and then of equals."""
+def each_by_sorting(query, gallery, query_ids, gallery_ids, order="optimistic"):
+    """(Q, 5) in percent, by a sort of the float64 scores and then of equals."""
     scores = query.astype(np.float64) @ gallery.astype(np.float64).T
-    figures = []
-    for row, identity in zip(scores, query_ids, strict=True):
+    figures = np.full((len(query), len(NAMES)), np.nan)
+    for i, identity in enumerate(query_ids):
         right = gallery_ids == identity
         if right.any():
             equals = ~right if order == "optimistic" else right
-            figures.append(one_query(right[np.lexsort((equals, -row))]))
-    return 100 * np.mean(figures, axis=0)
+            figures[i] = one_query(right[np.lexsort((equals, -scores[i]))])
+    return 100 * figures
 
 
-def by_enumeration(query, gallery, query_ids, gallery_ids):
-    """The mean over every order of the gallery's items that keeps the scores sorted."""
+def by_sorting(*data, **options):
+    """Their means over the queries with a right answer."""
+    return np.nanmean(each_by_sorting(*data, **options), axis=0)
+
+
+def enumerated(query, gallery, query_ids, gallery_ids, value):
+    """The mean of value(row) over the orders that keep scores sorted, of each query."""
     scores = query @ gallery.T
-    figures = []
+    means = []
     for row, identity in zip(scores, query_ids, strict=True):
         right = gallery_ids == identity
         groups = [
@@ -64,9 +69,8 @@ def by_enumeration(query, gallery, query_ids, gallery_ids):
             for score in np.unique(row)[::-1]
         ]
         orders = itertools.product(*groups)
-        every = [one_query(np.concatenate(order)) for order in orders]
-        figures.append(np.mean(every, axis=0))
-    return 100 * np.mean(figures, axis=0)
+        means.append(np.mean([value(np.concatenate(o)) for o in orders], axis=0))
+    return np.array(means)
 
 
 def figures(result, suffix=""):
@@ -92,6 +96,58 @@ def varied():
 def test_figures_equal_a_full_sort(varied):
     result = ranking.evaluate(*varied)
     np.testing.assert_allclose(figures(result), by_sorting(*varied), **EXACT)
+
+
+def test_each_query_has_its_own_figures_in_the_order_given(varied):
+    ranked = ranking.per_query(*varied, block=7)
+    values = np.stack([ranked.figures[name] for name in NAMES], axis=1)
+    np.testing.assert_allclose(values, each_by_sorting(*varied), **EXACT)
+    amount = (varied[2][:, None] == varied[3]).sum(axis=1)
+    np.testing.assert_array_equal(ranked.amount, amount)
+    assert not ranked.tied.any() and ranked.gallery == len(varied[1])
+
+
+def test_curve_is_rank_k_at_every_k(varied):
+    query, gallery, query_ids, gallery_ids = varied
+    ranked = ranking.per_query(*varied)
+    assert ranked.curve.shape == (100, 50) and ranked.curve.dtype == np.float32
+    order = np.argsort(-(query @ gallery.T), axis=1)
+    hits = (gallery_ids[order] == query_ids[:, None]).cumsum(axis=1)[:, :50] > 0
+    matched = ranked.amount > 0
+    np.testing.assert_array_equal(ranked.curve[matched], hits[matched])
+    assert np.isnan(ranked.curve[~matched]).all()
+    short = ranking.per_query(*varied, curve=3).curve
+    np.testing.assert_array_equal(short, ranked.curve[:, :3])
+    assert ranking.per_query(
+        query, gallery[:4], query_ids, gallery_ids[:4]
+    ).curve.shape == (100, 4)
+
+
+def test_figures_with_every_item_a_right_answer_are_100():
+    rng = np.random.default_rng(6)
+    ids = np.full(20, 5)
+    result = ranking.evaluate(unit_rows(rng, 4, 8), unit_rows(rng, 20, 8), ids[:4], ids)
+    assert figures(result) == [100.0] * 5
+
+
+def test_a_query_without_a_right_answer_is_worth_zero_by_choice(varied):
+    ranked = ranking.per_query(*varied)
+    zero = ranking.summary(ranked, without_match="zero")
+    left_out = ranking.summary(ranked)
+    matched = 100 - left_out["without_match"]
+    np.testing.assert_allclose(
+        figures(zero), np.array(figures(left_out)) * matched / 100, **EXACT
+    )
+    assert zero["without_match"] == left_out["without_match"] > 0
+    with pytest.raises(ValueError, match="without_match 'worst' must be one of left_o"):
+        ranking.summary(ranked, without_match="worst")
+
+
+def test_no_query_with_a_right_answer_has_no_mean_but_is_zero_by_choice():
+    ranked = ranking.per_query(np.eye(3), np.eye(3), [7, 8, 9], [1, 2, 3])
+    with pytest.raises(ValueError, match="none of the 3 queries has its id"):
+        ranking.summary(ranked)
+    assert figures(ranking.summary(ranked, without_match="zero")) == [0.0] * 5
 
 
 def test_queries_without_a_right_answer_are_counted_and_left_out(varied):
@@ -183,7 +239,10 @@ def test_expected_figures_equal_the_mean_over_every_order(seed):
     )
     result = ranking.evaluate(*data)
     assert result["ties"] > 0
-    np.testing.assert_allclose(figures(result), by_enumeration(*data), **EXACT)
+    expected = 100 * enumerated(*data, one_query).mean(axis=0)
+    np.testing.assert_allclose(figures(result), expected, **EXACT)
+    curve = enumerated(*data, lambda row: np.cumsum(row) > 0)
+    np.testing.assert_allclose(ranking.per_query(*data).curve, curve, atol=1e-7)
 
 
 def test_expected_rank5_and_rank10_of_a_collapsed_model():

@@ -3,12 +3,7 @@
 A gallery item's rank is one more than the number of items that score higher, so
 nothing is sorted: a block of queries meets a block of the gallery in one matrix
 product (a tile), and each right answer's score is compared with the whole tile. The
-device gives back two whole numbers a right answer; all else is float64 on the host.
-
-Sources: IRRA, utils/metrics.py, and torchreid, metrics/rank.py, for Rank-k and AP; Ye et
-al., "Deep Learning for Person Re-identification: A Survey and Outlook" (AGW), for mINP;
-McSherry and Najork, "Computing Information Retrieval Performance Measures Efficiently in
-the Presence of Tied Scores", for the means over orders.
+device gives back two whole numbers a right answer; `rank_figures` makes figures of them.
 """
 
 from collections.abc import Iterator
@@ -20,11 +15,12 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
-RANKS = (1, 5, 10)
-FIGURES = (*(f"rank{k}" for k in RANKS), "map", "minp")
+from unipt_jax.rank_figures import FIGURES, Ranked, harmonic_numbers, summary
+
+__all__ = ["FIGURES", "Ranked", "evaluate", "per_query", "summary", "top_k"]
+
 QUERY_BLOCK = 256  # queries a device at once
 GALLERY_BLOCK = 65_536  # gallery items at once: a float32 tile is 64 MiB at most
-ORDERS = ("", "_optimistic", "_pessimistic")  # the mean over all, and the bounds
 
 
 def evaluate(
@@ -37,93 +33,90 @@ def evaluate(
     block: int = QUERY_BLOCK,
     gallery_block: int = GALLERY_BLOCK,
 ) -> dict[str, float | int]:
-    """Retrieval figures of every query against the whole gallery.
+    """Retrieval figures over all queries: `summary` of `per_query`, which see."""
+    ranked = per_query(
+        query,
+        gallery,
+        query_ids,
+        gallery_ids,
+        mesh=mesh,
+        block=block,
+        gallery_block=gallery_block,
+        curve=1,
+    )
+    return summary(ranked)
+
+
+def per_query(
+    query: ArrayLike,
+    gallery: ArrayLike,
+    query_ids: ArrayLike,
+    gallery_ids: ArrayLike,
+    *,
+    mesh: Mesh | None = None,
+    block: int = QUERY_BLOCK,
+    gallery_block: int = GALLERY_BLOCK,
+    curve: int = 50,
+) -> Ranked:
+    """Retrieval figures of each query against the whole gallery.
 
     An item is a right answer where its id equals the query's; similarity is the dot
     product in float32. For a query with n right answers at ranks r_1 < ... < r_n,
     Rank-k is whether r_1 <= k, AP the mean of i / r_i (precision at each right answer,
-    averaged: no trapezoid), INP n / r_n; each is averaged over the queries.
+    averaged: no trapezoid), INP n / r_n.
 
     Where a wrong answer scores the same, to the bit, as a right one, the ranks depend
     on the order among equals. `rank1 rank5 rank10 map minp` are then the exact means
     over all such orders; `*_optimistic` has right answers first and `*_pessimistic`
     wrong ones first: no order lies outside these two. Without ties the three coincide.
 
+    Text to image has captions as queries; image to text is the same with sides swapped.
+
     Args:
       query: (Q, D) float, rows of length 1.
       gallery: (N, D) float, rows of length 1.
       query_ids: (Q,) integers.
-      gallery_ids: (N,) integers. A query may have any number of right answers. One
-        with none is counted in `without_match` and left out of every mean.
+      gallery_ids: (N,) integers. A query may have any number of right answers.
       mesh: shares the queries among all its devices; the gallery is on each of them.
         Every process passes the same arrays and gets the same figures.
       block: queries a device at once.
       gallery_block: gallery items at once. A gallery larger than this is multiplied
         twice, so memory grows with block * gallery_block and not with Q * N.
+      curve: places of the curve, at most; a gallery has no more than its size.
 
     Returns:
-      In percent: `rank1 rank5 rank10 map minp`, and each with `_optimistic` and with
-      `_pessimistic` behind. Counts: `queries` (all of them), `gallery`,
-      `without_match`, `ties` (queries whose figures depend on the order among equals).
+      Figures of the queries in the order given.
 
     Raises:
-      ValueError: shapes or types that do not fit, embeddings that are not finite, or
-        no query with a right answer.
+      ValueError: shapes or types that do not fit, or embeddings that are not finite.
     """
     query, gallery = np.asarray(query, np.float32), np.asarray(gallery, np.float32)
     _check_embeddings(query, gallery)
     query_ids = _checked_ids(query_ids, len(query), "query")
     gallery_ids = _checked_ids(gallery_ids, len(gallery), "gallery")
-    _check_positive(block=block, gallery_block=gallery_block)
+    _check_positive(block=block, gallery_block=gallery_block, curve=curve)
 
-    parts, matched = _blocks_of_figures(
-        query, gallery, query_ids, gallery_ids, mesh, block, gallery_block
-    )
-    means = 100 * np.concatenate([part for part, _ in parts], axis=-1).mean(-1)
-    names = [figure + order for order in ORDERS for figure in FIGURES]
-    return dict(zip(names, means.ravel().tolist(), strict=True)) | {
-        "queries": len(query),
-        "gallery": len(gallery),
-        "without_match": len(query) - matched,
-        "ties": int(sum(np.count_nonzero(tied) for _, tied in parts)),
-    }
-
-
-def _blocks_of_figures(
-    query: np.ndarray,
-    gallery: np.ndarray,
-    query_ids: np.ndarray,
-    gallery_ids: np.ndarray,
-    mesh: Mesh | None,
-    block: int,
-    gallery_block: int,
-) -> tuple[list[tuple[np.ndarray, np.ndarray]], int]:
-    """What `_query_figures` gives, block by block, and how many queries have a match."""
     by_id = np.argsort(gallery_ids, kind="stable")  # right answers lie side by side
     first = np.searchsorted(gallery_ids, query_ids, side="left", sorter=by_id)
     after = np.searchsorted(gallery_ids, query_ids, side="right", sorter=by_id)
     amount = after - first  # (Q,) right answers
+    ranked = Ranked.unknown(amount, len(gallery), curve)
     # Queries with as many right answers share a block, so one id with very many
     # images widens the tables of its own queries only.
     matched = np.argsort(amount, kind="stable")[np.count_nonzero(amount == 0) :]
     if not len(matched):
-        raise ValueError(
-            f"none of the {len(query)} queries has its id among the {len(gallery)} "
-            "gallery ids; number the identities of both sides alike"
-        )
-
-    harmonic = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, len(gallery) + 1))])
+        return ranked
+    harmonic = harmonic_numbers(len(gallery))
     chunks = list(_chunks(gallery, gallery_block, mesh))
     rows = _rows(len(matched), block, mesh)
-    parts = []
     for start in range(0, len(matched), rows):
         chosen = matched[start : start + rows]
         most = amount[chosen[-1]]
         column = np.minimum(np.arange(most), amount[chosen, None] - 1)
         right = by_id[first[chosen, None] + column]  # (B, R), its last one repeated
         above, level = _ranks(query[chosen], chunks, right, rows, mesh)
-        parts.append(_query_figures(above, level, amount[chosen], harmonic))
-    return parts, len(matched)
+        ranked.fill(chosen, above, level, harmonic)
+    return ranked
 
 
 def top_k(
@@ -340,118 +333,7 @@ def _fetch(value: jax.Array, mesh: Mesh | None) -> np.ndarray:
     return np.asarray(value)
 
 
-# --- on the host ---------------------------------------------------------------------
-
-
-def _query_figures(
-    above: np.ndarray, level: np.ndarray, amount: np.ndarray, harmonic: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Counts of right answers -> figures of queries, and whether ties matter to them.
-
-    A right answer's equals are `level - above` items: itself, other right answers and
-    wrong ones. They take the ranks above + 1 to level, in an order that is chance.
-
-    Args:
-      above, level: (B, R) gallery items above each right answer, and not below it.
-      amount: (B,) right answers; the columns behind them are ignored.
-      harmonic: (N + 1,) the n-th harmonic number at n.
-
-    Returns:
-      (orders, figures, B) fractions, as ORDERS by Rank-k of RANKS, AP, INP; (B,) bool.
-    """
-    place = np.arange(above.shape[1])
-    valid = place < amount[:, None]
-    beyond = len(harmonic)  # sorts behind all counts
-    above = np.sort(np.where(valid, above, beyond), axis=1)
-    level = np.sort(np.where(valid, level, beyond), axis=1)
-
-    # Right answers among themselves: better ones, and equals with oneself.
-    changes = above[:, 1:] != above[:, :-1]
-    edge = np.ones((len(above), 1), bool)
-    starts, ends = np.hstack([edge, changes]), np.hstack([changes, edge])
-    better = np.maximum.accumulate(np.where(starts, place, 0), axis=1)
-    until = np.where(ends, place + 1, above.shape[1])
-    until = np.minimum.accumulate(until[:, ::-1], axis=1)[:, ::-1]
-    equals = np.where(valid, level - above, 1)
-    right = np.where(valid, until - better, 1)
-    wrong = equals - right  # (B, R) wrong answers that score the same
-
-    above = np.where(valid, above, 0)
-    rank = above + 1 + place - better  # right answers first
-    precision = np.stack(
-        [
-            _expected_precision(above, equals, right, better, harmonic),
-            (place + 1) / rank,
-            (place + 1) / (rank + wrong),
-        ]
-    )
-    precision[0] = np.where(wrong == 0, precision[1], precision[0])
-    ap = np.sum(precision, axis=2, where=valid) / amount
-
-    hits = [_hits(above[:, 0], equals[:, 0], wrong[:, 0], k) for k in RANKS]
-
-    last = (np.arange(len(amount)), amount - 1)
-    above, equals, right = above[last], equals[last], right[last]
-    inp = np.tile(amount / (above + right), (len(ORDERS), 1))
-    mixed = wrong[last] > 0
-    inp[0, mixed] = amount[mixed] * _expected_inverse_of_last_rank(
-        above[mixed], equals[mixed], right[mixed]
-    )
-    inp[2] = amount / (above + equals)
-    return np.stack([*hits, ap, inp], axis=1), np.any(wrong > 0, axis=1)
-
-
-def _expected_precision(
-    above: np.ndarray,
-    equals: np.ndarray,
-    right: np.ndarray,
-    better: np.ndarray,
-    harmonic: np.ndarray,
-) -> np.ndarray:
-    """Mean precision at a right answer, over the orders of its equals.
-
-    With a = above, e = equals, the answer stands at each p of 1..e alike, and of the
-    p - 1 equals before it (p - 1) (right - 1) / (e - 1) are right in the mean:
-    the mean over p of (better + 1 + (p - 1) (right - 1) / (e - 1)) / (a + p).
-    """
-    inverse = harmonic[above + equals] - harmonic[above]  # sum of 1 / (a + p)
-    slope = (right - 1) / np.maximum(equals - 1, 1)
-    rising = equals - (above + 1) * inverse  # sum of (p - 1) / (a + p)
-    return ((better + 1) * inverse + slope * rising) / equals
-
-
-def _hits(
-    above: np.ndarray, equals: np.ndarray, wrong: np.ndarray, k: int
-) -> np.ndarray:
-    """(orders, B): chance that one of the best right answers has a rank up to k.
-
-    Expected: the k - above places that are left hold only wrong equals with the chance
-    that so many draws without replacement are all wrong.
-    """
-    missed = np.ones(len(above))
-    for drawn in range(k):
-        chance = np.maximum(wrong - drawn, 0) / np.maximum(equals - drawn, 1)
-        missed *= np.where(drawn < np.minimum(k - above, equals), chance, 1.0)
-    return np.stack([1 - missed, above < k, above + wrong < k])
-
-
-def _expected_inverse_of_last_rank(
-    above: np.ndarray, equals: np.ndarray, right: np.ndarray
-) -> np.ndarray:
-    """(B,) mean of 1 / rank of the last right answer, over the orders of its equals.
-
-    The last of r = right among e = equals stands at p with the chance
-    C(p - 1, r - 1) / C(e, r): r / e at p = e, and from p to p - 1 it changes by the
-    factor (p - r) / (p - 1).
-    """
-    cases, which = np.unique([above, equals, right], axis=1, return_inverse=True)
-    mean = np.empty(cases.shape[1])
-    for i, (a, e, r) in enumerate(cases.T):
-        places = np.arange(e, r - 1, -1)  # e down to r
-        factors = (places[:-1] - r) / (places[:-1] - 1)
-        chance = r / e * np.cumprod(np.concatenate([[1.0], factors]))
-        mean[i] = np.sum(chance / (a + places))
-    return mean[which.reshape(-1)]
+# --- what enters ---------------------------------------------------------------------
 
 
 def _check_embeddings(
