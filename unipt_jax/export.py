@@ -26,10 +26,10 @@ from unipt_jax.data import images
 from unipt_jax.encoder import Encoder
 from unipt_jax.errors import UserError
 from unipt_jax.export_towers import Samples
-from unipt_jax.models.unipt import section
+from unipt_jax.models.unipt import NO_INTERACTION, TRAINING, section
 
 CODE = pathlib.Path(__file__).with_name("modeling_unipt.py")
-HEADS = ("mlm_head",)  # parts that only training needs
+HEADS = ("mlm_head",)  # what `config.heads` adds; no other training part is exported
 LIMIT = 1e-4  # the largest difference at which an export is thought to be the same
 SENTENCES = (
     "",
@@ -132,7 +132,8 @@ def _is_ours(target: pathlib.Path) -> bool:
 
 def _split(params: Mapping[str, np.ndarray], heads: bool) -> tuple[dict, list[str]]:
     """The parameters that are exported, and the paths of those that are not."""
-    left = [p for p in params if p.split("/")[0] in HEADS and not heads]
+    without = set(TRAINING) - (set(HEADS) if heads else set())
+    left = [p for p in params if p.split("/")[0] in without]
     return {p: x for p, x in params.items() if p not in left}, left
 
 
@@ -202,6 +203,7 @@ def _unipt_config(encoder: Encoder, params: Mapping, left: list[str]) -> dict[st
     model = section(encoder.model)
     has_head = any(path.startswith("mlm_head/") for path in params)
     model["mlm_output"] = model["mlm_output"] if has_head else "none"
+    model |= {"identities": 0, "interaction": NO_INTERACTION}
     return {
         "format": encoders.EXPORT,
         "source": encoder.name,

@@ -48,7 +48,8 @@ FUSED_BIAS = Convert(
 
 # What a model of ours is made of: the first name of a parameter's path.
 PARTS = ("image", "text", "image_projection", "text_projection", "mlm_head", "pgu")
-PARTS += ("log_scale",)
+PARTS += ("log_scale", "classifier", "part_classifiers", "interaction")
+PARTS += ("cross_mlm_head",)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 kernel_init = nn.initializers.xavier_uniform()
 embedding_init = nn.initializers.normal(stddev=0.02)
+# So small that all identities start alike, whatever the scale of the features.
+classifier_init = nn.initializers.normal(stddev=0.001)
 
 
 def dropout(key: jax.Array, x: jax.Array, rate: float) -> jax.Array:
@@ -47,6 +49,24 @@ class Dropout(nn.Module):
         if not train or self.rate == 0:
             return x
         return dropout(self.make_rng("dropout"), x, self.rate)
+
+
+class DropPath(nn.Module):
+    """Leaves a whole branch out of a sample with probability `rate`; scales the rest.
+
+    Huang et al., "Deep Networks with Stochastic Depth" (ECCV 2016).
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """x: (B, S, D), what a residual branch adds."""
+        if not train or self.rate == 0:
+            return x
+        keep = 1 - self.rate
+        stays = jax.random.bernoulli(self.make_rng("dropout"), keep, (len(x), 1, 1))
+        return jnp.where(stays, x / jnp.asarray(keep, x.dtype), 0)
 
 
 @jax.custom_vjp
@@ -155,6 +175,37 @@ class Attention(nn.Module):
         )
 
 
+class CrossAttention(nn.Module):
+    """Queries read tokens; softmax in float32. Heads may be wider than D / A."""
+
+    heads: int
+    head_width: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, tokens: jax.Array, mask: jax.Array | None
+    ) -> jax.Array:
+        """x: (B, Q, D). tokens: (B, S, D). mask: (B, S), False on padding."""
+        inner = self.heads * self.head_width
+
+        def heads(name: str, y: jax.Array) -> jax.Array:
+            y = Dense(inner, dtype=self.dtype, name=name)(y)
+            y = y.reshape(*y.shape[:2], self.heads, self.head_width)
+            return y.transpose(0, 2, 1, 3)  # (B, S, D) -> (B, A, S, K)
+
+        q, k, v = heads("query", x), heads("key", tokens), heads("value", tokens)
+        q = q * jnp.asarray(self.head_width**-0.5, q.dtype)
+        k = k.swapaxes(-1, -2)
+        logits = jnp.matmul(q, k, preferred_element_type=jnp.float32)  # (B, A, Q, S)
+        if mask is not None:
+            logits = jnp.where(mask[:, None, None, :], logits, jnp.float32(-1e30))
+        weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+        y = jnp.matmul(weights, v).transpose(0, 2, 1, 3)
+        y = y.reshape(*y.shape[:2], inner)
+        return Dense(x.shape[-1], dtype=self.dtype, name="out")(y)
+
+
 class Mlp(nn.Module):
     """Dense, activation, Dense."""
 
@@ -190,6 +241,7 @@ class PreNormBlock(nn.Module):
     attention: str
     activation: str = "gelu"
     causal: bool = False
+    drop_path: float = 0.0
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array | None, train: bool) -> jax.Array:
@@ -203,10 +255,12 @@ class PreNormBlock(nn.Module):
             self.causal,
             name="attention",
         )(y, mask, train)
-        x = x + Dropout(self.dropout, name="dropout1")(y, train)
+        y = Dropout(self.dropout, name="dropout1")(y, train)
+        x = x + DropPath(self.drop_path, name="drop_path1")(y, train)
         y = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="norm2")(x)
         mlp = Mlp(self.hidden, self.dropout, self.dtype, self.activation, name="mlp")
-        return x + Dropout(self.dropout, name="dropout2")(mlp(y, train), train)
+        y = Dropout(self.dropout, name="dropout2")(mlp(y, train), train)
+        return x + DropPath(self.drop_path, name="drop_path2")(y, train)
 
 
 def block_fields(tower: nn.Module) -> dict[str, Any]:

@@ -12,35 +12,20 @@ from flax import linen as nn
 from unipt_jax.models import layers
 
 
-class CrossAttention(nn.Module):
-    """Queries read tokens; softmax in float32. Heads may be wider than D / A."""
+class PartClassifiers(nn.Module):
+    """A linear classifier of identities for each part, in float32."""
 
-    heads: int
-    head_width: int
-    dtype: jnp.dtype = jnp.float32
+    identities: int
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, tokens: jax.Array, mask: jax.Array | None
-    ) -> jax.Array:
-        """x: (B, Q, D). tokens: (B, S, D). mask: (B, S), False on padding."""
-        inner = self.heads * self.head_width
-
-        def heads(name: str, y: jax.Array) -> jax.Array:
-            y = layers.Dense(inner, dtype=self.dtype, name=name)(y)
-            y = y.reshape(*y.shape[:2], self.heads, self.head_width)
-            return y.transpose(0, 2, 1, 3)  # (B, S, D) -> (B, A, S, K)
-
-        q, k, v = heads("query", x), heads("key", tokens), heads("value", tokens)
-        q = q * jnp.asarray(self.head_width**-0.5, q.dtype)
-        k = k.swapaxes(-1, -2)
-        logits = jnp.matmul(q, k, preferred_element_type=jnp.float32)  # (B, A, Q, S)
-        if mask is not None:
-            logits = jnp.where(mask[:, None, None, :], logits, jnp.float32(-1e30))
-        weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-        y = jnp.matmul(weights, v).transpose(0, 2, 1, 3)
-        y = y.reshape(*y.shape[:2], inner)
-        return layers.Dense(x.shape[-1], dtype=self.dtype, name="out")(y)
+    def __call__(self, parts: jax.Array) -> jax.Array:
+        """parts: (B, parts, F) -> (B, parts, identities) logits."""
+        _, q, f = parts.shape
+        shape = (q, f, self.identities)
+        kernel = self.param("kernel", layers.classifier_init, shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (q, self.identities))
+        parts = parts.astype(jnp.float32)
+        return jnp.einsum("bqf,qfc->bqc", parts, kernel) + bias
 
 
 class Block(nn.Module):
@@ -58,7 +43,9 @@ class Block(nn.Module):
     ) -> jax.Array:
         """x: (B, Q, D). tokens: (B, S, D). mask: (B, S) -> (B, Q, D)."""
         norm = dict(epsilon=self.norm_eps, dtype=self.dtype)
-        read = CrossAttention(self.heads, self.head_width, self.dtype, name="attention")
+        read = layers.CrossAttention(
+            self.heads, self.head_width, self.dtype, name="attention"
+        )
         x = x + read(nn.LayerNorm(name="norm1", **norm)(x), tokens, mask)
         mlp = layers.Mlp(self.hidden, 0.0, self.dtype, "relu", name="mlp")
         return x + mlp(nn.LayerNorm(name="norm2", **norm)(x), False)

@@ -15,11 +15,16 @@ from flax import linen as nn
 
 from unipt_jax.errors import UserError
 from unipt_jax.models import bert, clip, layers, vit
-from unipt_jax.models.pgu import Pgu
+from unipt_jax.models.interaction import Interaction
+from unipt_jax.models.pgu import PartClassifiers, Pgu
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 TEXT_TOWERS = {"bert": bert.Bert, "clip": clip.ClipText}
 NO_PGU = {"parts": 0}
+NO_INTERACTION = {"layers": 0}
+# Parts that only training needs: a model is used without them.
+TRAINING = ("mlm_head", "classifier", "part_classifiers")
+TRAINING += ("interaction", "cross_mlm_head")
 CHOICES = {
     "pool": ("max", "token"),
     "temperature": ("none", "fixed", "learned"),
@@ -56,8 +61,11 @@ class DualEncoder(nn.Module):
     mlm_output: the MLM head's last product is with the token embedding ("tied"), with a
     kernel of its own ("untied"), or there is no such head ("none"). pgu: reads features
     of parts off the tokens, or None. retrieval: the embedding is the "global" one, the
-    parts joined ("pgu"), or "both" side by side. pad, cls, sep: token ids; where pad is
-    sep, as with CLIP, all after the first sep is padding.
+    parts joined ("pgu"), or "both" side by side. identities: classes of the identity
+    classifiers, one for both towers' summaries and one for each part; 0: none.
+    interaction: reads the image's tokens for masked words, with an MLM head of its own,
+    or None. pad, cls, sep: token ids; where pad is sep, as with CLIP, all after the
+    first sep is padding.
     """
 
     image: vit.ViT
@@ -75,6 +83,8 @@ class DualEncoder(nn.Module):
     mlm_output: str = "tied"
     pgu: Pgu | None = None
     retrieval: str = "global"
+    identities: int = 0
+    interaction: Interaction | None = None
     dtype: jnp.dtype = jnp.float32
 
     def setup(self) -> None:
@@ -99,6 +109,17 @@ class DualEncoder(nn.Module):
                 self.text.norm_eps,
                 self.dtype,
             )
+        if self.identities:
+            # float32: the logits of thousands of identities lie close together.
+            self.classifier = layers.Dense(
+                self.identities, kernel_init=layers.classifier_init
+            )
+            if self.pgu is not None:
+                self.part_classifiers = PartClassifiers(self.identities)
+        if self.interaction is not None:
+            self.cross_mlm_head = bert.MlmHead(
+                self.text.vocabulary, False, self.text.norm_eps, self.dtype
+            )
         if self.temperature == "learned":
             log_scale = jnp.log(jnp.float32(1 / self.temperature_init))
             self.log_scale = self.param("log_scale", lambda _: log_scale)
@@ -114,27 +135,47 @@ class DualEncoder(nn.Module):
         """(B, L) ids -> (B, L, D): the text tower's token features."""
         return self.text(tokens, self.real(tokens), train)
 
-    def pool_text(self, features: jax.Array, tokens: jax.Array) -> jax.Array:
-        """(B, L, D) features of (B, L) ids -> (B, P) unit vectors in float32."""
+    def summarise_text(self, features: jax.Array, tokens: jax.Array) -> jax.Array:
+        """(B, L, D) features of (B, L) ids -> (B, P), of any length."""
         if self.pool == "token":
             summary = self.sep if isinstance(self.text, clip.ClipText) else self.cls
             place = jnp.argmax(tokens == summary, axis=1)  # the first one
             chosen = jnp.take_along_axis(features, place[:, None, None], axis=1)
-            return unit(self.text_projection(chosen[:, 0]))
+            return self.text_projection(chosen[:, 0])
         mask = jnp.ones(tokens.shape, bool)
         if not self.pool_padding:
             mask &= self.real(tokens)
         if not self.pool_special:
             mask &= (tokens != self.cls) & (tokens != self.sep)
-        return unit(max_pool(self.text_projection(features), mask))
+        return max_pool(self.text_projection(features), mask)
+
+    def summarise_image(self, features: jax.Array) -> jax.Array:
+        """(B, N, D) features -> (B, P), of any length."""
+        if self.pool == "token":
+            return self.image_projection(features[:, 0])
+        if not self.pool_special:
+            features = features[:, self.image.prefix :]
+        return max_pool(self.image_projection(features), None)
+
+    def pool_text(self, features: jax.Array, tokens: jax.Array) -> jax.Array:
+        """(B, L, D) features of (B, L) ids -> (B, P) unit vectors in float32."""
+        return unit(self.summarise_text(features, tokens))
 
     def pool_image(self, features: jax.Array) -> jax.Array:
         """(B, N, D) features -> (B, P) unit vectors in float32."""
-        if self.pool == "token":
-            return unit(self.image_projection(features[:, 0]))
-        if not self.pool_special:
-            features = features[:, self.image.prefix :]
-        return unit(max_pool(self.image_projection(features), None))
+        return unit(self.summarise_image(features))
+
+    def image_features(self, pixels: jax.Array, train: bool) -> jax.Array:
+        """(B, H, W, 3) normalised pixels -> (B, N, D): the image tower's tokens."""
+        return self.image(pixels, train)
+
+    def classify(self, summary: jax.Array) -> jax.Array:
+        """(B, P) summary of either tower -> (B, identities) logits in float32."""
+        return self.classifier(summary.astype(jnp.float32))
+
+    def classify_parts(self, parts: jax.Array) -> jax.Array:
+        """(B, parts, F) of either tower -> (B, parts, identities) logits in float32."""
+        return self.part_classifiers(parts)
 
     def image_parts(self, features: jax.Array) -> jax.Array:
         """(B, N, D) features -> (B, parts, F): the PGU's, off the patches alone."""
@@ -187,6 +228,24 @@ class DualEncoder(nn.Module):
         """(..., D) text features -> (..., V) logits in float32."""
         return self.mlm_head(features, self.text.token_embedding.embedding)
 
+    def cross_mlm_logits(
+        self,
+        text: jax.Array,
+        image: jax.Array,
+        tokens: jax.Array,
+        places: jax.Array,
+        train: bool,
+    ) -> jax.Array:
+        """Guesses masked words from the sentence and the picture (IRRA's MLM).
+
+        text: (B, L, D) features of the masked ids in tokens (B, L). image: (B, N, D)
+        features. places: (B, M) -> (B, M, V) logits in float32.
+        """
+        text, image = self.text_projection(text), self.image_projection(image)
+        read = self.interaction(text, image, self.real(tokens), train)
+        chosen = jnp.take_along_axis(read, places[..., None], axis=1)
+        return self.cross_mlm_head(chosen, self.text.token_embedding.embedding)
+
     def scale(self) -> jax.Array:
         """What cosines are multiplied by before the softmax: one over temperature."""
         if self.temperature == "learned":
@@ -197,12 +256,18 @@ class DualEncoder(nn.Module):
     def __call__(self, pixels: jax.Array, tokens: jax.Array) -> tuple:
         """Touches every parameter once: for initialisation and tables."""
         seen, read = self.image(pixels, False), self.text_features(tokens, False)
-        image, text = self.pool_image(seen), self.pool_text(read, tokens)
+        image, text = self.summarise_image(seen), self.summarise_text(read, tokens)
         logits = () if self.mlm_output == "none" else self.mlm_logits(read)
         parts = ()
         if self.pgu is not None:
             parts = self.image_parts(seen), self.text_parts(read, tokens)
-        return image, text, logits, self.scale(), parts
+        if self.identities:
+            self.classify(image)
+            if self.pgu is not None:
+                self.classify_parts(parts[0])
+        if self.interaction is not None:
+            self.cross_mlm_logits(read, seen, tokens, tokens[:, :1] * 0, False)
+        return unit(image), unit(text), logits, self.scale(), parts
 
 
 def build(model: Mapping[str, Any], *, vocabulary: int, pad: int, cls: int, sep: int):
@@ -225,13 +290,15 @@ def build(model: Mapping[str, Any], *, vocabulary: int, pad: int, cls: int, sep:
     kind = text.pop("kind")
     if kind not in TEXT_TOWERS:
         raise UserError(f"text.kind '{kind}' is not one of {', '.join(TEXT_TOWERS)}")
-    taken = ("image", "text", "pgu", "dtype")
+    taken = ("image", "text", "pgu", "interaction", "dtype")
     head = {k: v for k, v in model.items() if k not in taken}
     parts = dict(model.get("pgu") or NO_PGU)
+    cross = dict(model.get("interaction") or NO_INTERACTION)
     return DualEncoder(
         image=vit.ViT(**image, dtype=dtype),
         text=TEXT_TOWERS[kind](**text, vocabulary=vocabulary, dtype=dtype),
         pgu=Pgu(**parts, dtype=dtype) if parts["parts"] else None,
+        interaction=Interaction(**cross, dtype=dtype) if cross["layers"] else None,
         **head,
         pad=pad,
         cls=cls,
@@ -250,8 +317,10 @@ def section(model: DualEncoder) -> dict[str, Any]:
 
     kinds = {tower: kind for kind, tower in TEXT_TOWERS.items()}
     text = {"kind": kinds[type(model.text)]} | fields(model.text, "vocabulary")
-    head = fields(model, "image", "text", "pgu", "pad", "cls", "sep")
+    head = fields(model, "image", "text", "pgu", "interaction", "pad", "cls", "sep")
     head["pgu"] = fields(model.pgu) if model.pgu else NO_PGU
+    cross = fields(model.interaction) if model.interaction else NO_INTERACTION
+    head["interaction"] = cross
     dtypes = {dtype: name for name, dtype in DTYPES.items()}
     towers = {"image": fields(model.image), "text": text}
     return towers | head | {"dtype": dtypes[model.dtype]}

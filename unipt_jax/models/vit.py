@@ -16,7 +16,8 @@ class ViT(nn.Module):
 
     height, width, patch: in pixels. distillation: adds DeiT's second token, after the
     class token. Positions are learned for exactly this grid; other grids are resized
-    when weights are loaded. CLIP's image tower is the one with activation "quick_gelu",
+    when weights are loaded. drop_path: the last block's rate; it rises from 0 in the
+    first block, block by block. CLIP's image tower is the one with activation "quick_gelu",
     pre_norm (a norm between the positions and the first block) and no patch_bias.
     """
 
@@ -30,6 +31,7 @@ class ViT(nn.Module):
     distillation: bool = False
     dropout: float = 0.1
     attention_dropout: float = 0.0
+    drop_path: float = 0.0
     norm_eps: float = 1e-12
     activation: str = "gelu"
     pre_norm: bool = False
@@ -70,6 +72,7 @@ class ViT(nn.Module):
         block = layers.rematerialised(layers.PreNormBlock, self.remat)
         for i in range(self.layers):
             fields = layers.block_fields(self)
+            fields["drop_path"] = self.drop_path * i / max(self.layers - 1, 1)
             x = block(**fields, name=f"block_{i}")(x, None, train)
         return nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="norm")(x)
 
