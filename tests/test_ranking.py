@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from unipt_jax import ranking
+from unipt_jax import rank_tiles, ranking
 
 RANKS = (1, 5, 10)
 NAMES = ("rank1", "rank5", "rank10", "map", "minp")
@@ -186,6 +186,42 @@ def test_blocks_do_not_change_the_figures(varied, block, gallery_block):
     assert result["ties"] == 0
 
 
+@pytest.mark.parametrize("block", [7, 256])
+def test_scores_of_any_kind_give_the_figures_of_a_sort(varied, block):
+    query, gallery, query_ids, gallery_ids = varied
+    exact = query.astype(np.float64) @ gallery.astype(np.float64).T
+    ranked = ranking.per_query_of_scores(
+        lambda rows: exact[rows], query_ids, gallery_ids, block=block
+    )
+    values = np.stack([ranked.figures[name] for name in NAMES], axis=1)
+    np.testing.assert_allclose(values, each_by_sorting(*varied), **EXACT)
+
+
+def test_a_device_holds_one_chunk_and_one_tile_and_multiplies_little_twice(monkeypatch):
+    rng = np.random.default_rng(7)
+    ids = rng.permutation(np.arange(1600) // 4)
+    # Multiples of 2**-10: products are exact, and float32 orders them as float64 does.
+    rows = [np.round(unit_rows(rng, n, 64) * 2**10) / 2**10 for n in (400, 1600)]
+    data = *rows, np.arange(400), ids
+    multiply, calls, held = rank_tiles.multiply, [], []
+    before = sum(x.size for x in jax.live_arrays())
+
+    def watched(query, chunk, size):
+        calls.append(chunk.shape)
+        held.append(sum(x.size for x in jax.live_arrays()) - before)
+        return multiply(query, chunk, size)
+
+    monkeypatch.setattr(rank_tiles, "multiply", watched)
+    result = ranking.evaluate(*data, block=40, gallery_block=200)
+    best = figures(result, "_optimistic")
+    np.testing.assert_allclose(best, by_sorting(*data), **EXACT)
+    assert set(calls) == {(200, 64)}
+    # 10 blocks of queries meet 8 chunks; before it, each reads in one chunk or two.
+    assert 80 + 10 <= len(calls) <= 80 + 20
+    # Two chunks while one follows the other, the queries, the tile before, the tables.
+    assert max(held) <= 2 * 200 * 64 + 40 * 64 + 40 * 200 + 4 * 40 * 16
+
+
 def test_one_id_with_many_images():
     rng = np.random.default_rng(1)
     gallery_ids = rng.permutation(np.r_[np.zeros(700, int), np.arange(1, 101)])
@@ -319,7 +355,7 @@ def test_ties_on_8_devices_equal_one(tied):
 
 def test_a_second_evaluation_compiles_nothing(varied):
     ranking.evaluate(*varied)
-    kernels = (ranking._scores, ranking._take, ranking._count)
+    kernels = (rank_tiles.multiply, rank_tiles.take, rank_tiles.count)
     before = [kernel._cache_size() for kernel in kernels]
     query, gallery, query_ids, gallery_ids = varied
     ranking.evaluate(query[::-1], gallery[::-1], query_ids[::-1], gallery_ids[::-1])

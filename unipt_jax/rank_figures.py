@@ -4,13 +4,14 @@ What enters are whole numbers from `ranking`; what leaves is float64, and none o
 needs a device. Where a wrong answer scores the same as a right one, the figures are
 means over all orders among equals, and bounds.
 
-Sources: IRRA, utils/metrics.py, and torchreid, metrics/rank.py, for Rank-k and AP; Ye et
-al., "Deep Learning for Person Re-identification: A Survey and Outlook" (AGW), for mINP;
-McSherry and Najork, "Computing Information Retrieval Performance Measures Efficiently in
-the Presence of Tied Scores", for the means over orders.
+Sources: IRRA, utils/metrics.py, and torchreid, metrics/rank.py, for Rank-k and AP; Ye
+et al., "Deep Learning for Person Re-identification: A Survey and Outlook" (AGW), for
+mINP; McSherry and Najork, "Computing Information Retrieval Performance Measures
+Efficiently in the Presence of Tied Scores", for the means over orders.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 
 import numpy as np
@@ -20,6 +21,45 @@ FIGURES = (*(f"rank{k}" for k in RANKS), "map", "minp")
 ORDERS = ("", "_optimistic", "_pessimistic")  # the mean over all, and the bounds
 NAMES = tuple(figure + order for order in ORDERS for figure in FIGURES)
 WITHOUT_MATCH = ("left_out", "zero")
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """Where the right answers are once both sides are ordered by identity.
+
+    order: (N,) the gallery's items, those of one identity side by side.
+    first: (Q,) place in `order` of a query's first right answer; more follow it.
+    amount: (Q,) how many there are.
+    matched: (Q',) the queries that have one, in the same order of identities. Those
+      with as many right answers are neighbours, so one identity with very many images
+      widens the tables of its own queries only.
+    """
+
+    order: np.ndarray
+    first: np.ndarray
+    amount: np.ndarray
+    matched: np.ndarray
+
+
+def pair(query_ids: np.ndarray, gallery_ids: np.ndarray) -> Answers:
+    """The right answers of every query (Q,) in the gallery (N,): those of its id."""
+    ids, of_item, amounts = np.unique(
+        gallery_ids, return_inverse=True, return_counts=True
+    )
+    by_amount = np.argsort(amounts, kind="stable")
+    start = np.zeros(len(ids), np.int64)
+    start[by_amount[1:]] = np.cumsum(amounts[by_amount])[:-1]
+
+    slot = np.minimum(np.searchsorted(ids, query_ids), len(ids) - 1)
+    found = ids[slot] == query_ids
+    first = np.where(found, start[slot], 0)
+    queries = np.argsort(first, kind="stable")
+    return Answers(
+        order=np.argsort(start[of_item], kind="stable"),
+        first=first,
+        amount=np.where(found, amounts[slot], 0),
+        matched=queries[found[queries]],
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +99,6 @@ class Ranked:
         rows: np.ndarray,
         above: np.ndarray,
         level: np.ndarray,
-        harmonic: np.ndarray,
     ) -> None:
         """Write the figures of the queries `rows` (B,) from counts.
 
@@ -67,11 +106,10 @@ class Ranked:
           rows: (B,) indices of queries that have a right answer.
           above, level: (B, R) gallery items above each right answer, and not below
             it; the columns behind a query's amount are ignored.
-          harmonic: (N + 1,), `harmonic_numbers(N)`.
         """
         depth = max(*RANKS, self.curve.shape[1])
         values, tied, curve = _query_figures(
-            above, level, self.amount[rows], harmonic, depth
+            above, level, self.amount[rows], _harmonic_numbers(self.gallery), depth
         )
         for name, value in zip(NAMES, 100 * values.reshape(-1, len(rows)), strict=True):
             self.figures[name][rows] = value
@@ -121,7 +159,8 @@ def summary(
     }
 
 
-def harmonic_numbers(count: int) -> np.ndarray:
+@functools.lru_cache(maxsize=1)
+def _harmonic_numbers(count: int) -> np.ndarray:
     """(count + 1,) float64: 1 + 1/2 + ... + 1/n at n."""
     return np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, count + 1))])
 
