@@ -26,7 +26,7 @@ from jax.sharding import AxisType
 
 from benchmarks import report
 from configs import pretrain
-from unipt_jax import host, objectives, sharding, train
+from unipt_jax import host, loop, objectives, sharding
 from unipt_jax.data import pipeline
 from unipt_jax.errors import UserError
 from unipt_jax.models import unipt
@@ -180,7 +180,7 @@ def turn(step: Callable, batches: list[tuple], used: list) -> Callable[[], None]
 
 
 def ours(config) -> tuple[Callable, Callable]:
-    """The step that `train.fit` takes, on one device: step(batch, wait=) -> loss."""
+    """The step that `loop.fit` takes, on one device: step(batch, wait=) -> loss."""
     device = jax.devices()[0]
     mesh = jax.make_mesh(
         (1, 1), ("data", "fsdp"), devices=[device], axis_types=(AxisType.Auto,) * 2
@@ -191,14 +191,12 @@ def ours(config) -> tuple[Callable, Callable]:
     objective = objectives.pretrain(
         model,
         weights=objectives.PretrainWeights(**config.loss),
-        **config.pixels,
-        mask_id=MASK,
-        mask_rate=config.mlm.rate,
-        continuation=None,
+        pixels=objectives.Pixels(**config.pixels),
+        masked=objectives.Masking(MASK, config.mlm.rate),
     )
-    optimiser = train.make_optimiser(config, TOTAL)
-    state, shardings = train.initial_state(model, optimiser, config.seed, mesh)
-    update = train.make_step(objective, optimiser, config.seed, shardings)
+    optimiser = loop.make_optimiser(config, TOTAL)
+    state, shardings = loop.initial_state(model, optimiser, config.seed, mesh)
+    update = loop.make_step(objective, optimiser, config.seed, shardings)
     rows = np.arange(config.batch_size)
 
     def step(batch: tuple, wait: bool) -> float | None:

@@ -46,6 +46,7 @@ def vit(features: int, layers: int, heads: int, **more) -> ConfigDict:
         distillation=False,
         dropout=0.1,
         attention_dropout=0.0,
+        drop_path=0.0,  # of the last block; it rises to that from the first
         norm_eps=1e-12,
         activation="gelu",
         pre_norm=False,
@@ -90,6 +91,11 @@ def pgu(parts: int) -> ConfigDict:
     )
 
 
+def interaction(layers: int) -> ConfigDict:
+    """IRRA's encoder for cross-modal MLM, 4 layers there; 0: none."""
+    return ConfigDict(dict(layers=layers, heads=8, activation="quick_gelu"))
+
+
 def model(tower: str) -> ConfigDict:
     """The dual encoder; ViT and BERT meet in a space as wide as the image tower."""
     if tower == "clip_b16":
@@ -112,6 +118,8 @@ def model(tower: str) -> ConfigDict:
             mlm_output="tied",
             pgu=pgu(0),  # fine-tuning adds it
             retrieval="global",
+            interaction=interaction(0),
+            identities=0,  # fine-tuning takes their number from the data
             dtype="bfloat16",
         )
     )
@@ -137,6 +145,8 @@ def clip_b16() -> ConfigDict:
             mlm_output="none",
             pgu=pgu(0),
             retrieval="global",
+            interaction=interaction(0),
+            identities=0,
             dtype="bfloat16",
         )
     )
@@ -152,15 +162,24 @@ def training() -> ConfigDict:
             batch_size=512,
             lr=1e-5,
             warmup=0.1,  # share of the steps
-            decay="linear",
+            decay="linear",  # or "cosine", "constant", "steps"
+            drops=(),  # epochs after which decay "steps" multiplies by drop_factor
+            drop_factor=0.1,
             optimiser=dict(
                 betas=(0.9, 0.98),
                 eps=1e-8,
                 weight_decay=0.01,
                 clip=0.0,
                 groups=(("", 1.0),),  # (pattern of paths, factor on the rate)
+                decoupled=True,  # weight decay as AdamW's; False: as Adam's
             ),
-            pixels=dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), flips=True, shift=0),
+            pixels=dict(
+                mean=(0.5, 0.5, 0.5),
+                std=(0.5, 0.5, 0.5),
+                flips=True,
+                shift=0,  # pixels by which an image is moved, at most
+                erasing=0.0,  # probability of random erasing
+            ),
             data=dict(
                 records="data/luperson",
                 split="pretrain",
@@ -241,3 +260,20 @@ def synthetic(config: ConfigDict) -> None:
     config.tokenizer = "data/synthetic/tokenizer"
     config.evaluate.val = "val"
     config.evaluate.test = "test"
+
+
+def small(config: ConfigDict) -> None:
+    """A pair of towers for two cores and a few minutes, on pictures of 96x32."""
+    config.model.image = vit(
+        96, 3, 4, height=96, width=32, patch=(16, 8), dropout=0.0, norm_eps=1e-6
+    )
+    config.model.text = bert(96, 2, 4, positions=64, dropout=0.0, attention_dropout=0.0)
+    config.model.embedding = 128
+    config.model.dtype = "float32"
+    # Adam divides by the gradient's size: with 1e-8 and a high rate, the rounding noise
+    # of vanishing gradients becomes whole updates, and no two layouts agree for long.
+    config.optimiser.eps = 1e-6
+    config.pixels.shift = 3
+    config.data.lengths = (48,)  # one length, one compilation; longer texts are cut
+    config.data.threads = 1
+    config.data.cache = True

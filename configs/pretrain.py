@@ -52,27 +52,13 @@ def quickstart() -> ConfigDict:
     config = get_config("synthetic").unlock()
     config.recipe = "quickstart"
     config.init.image = ""
-    config.model.image = common.vit(
-        96, 3, 4, height=96, width=32, patch=(16, 8), dropout=0.0, norm_eps=1e-6
-    )
-    config.model.text = common.bert(
-        96, 2, 4, positions=64, dropout=0.0, attention_dropout=0.0
-    )
-    config.model.embedding = 128
+    common.small(config)
     config.model.temperature = "learned"
-    config.model.dtype = "float32"
     config.batch_size = 128
     config.steps = 1200
     config.lr = 2.5e-3
     config.decay = "cosine"
     config.optimiser.clip = 1.0
-    # Adam divides by the gradient's size: with 1e-8 and this rate, the rounding noise
-    # of vanishing gradients becomes whole updates, and no two layouts agree for long.
-    config.optimiser.eps = 1e-6
-    config.pixels.shift = 3
-    config.data.lengths = (48,)  # one length, one compilation; longer texts are cut
-    config.data.threads = 1
-    config.data.cache = True
     config.every.evaluate = 400
     config.every.save = 400
     return config.lock()

@@ -26,7 +26,7 @@ from helpers import (
 )
 
 from configs import pretrain
-from unipt_jax import masking, objectives, sharding, train, tree
+from unipt_jax import loop, masking, objectives, sharding, tree
 from unipt_jax.models import unipt
 
 torch = pytest.importorskip("torch")
@@ -84,10 +84,10 @@ def ours(config, vocabulary=VOCABULARY):
     objective = objectives.pretrain(
         model,
         weights=objectives.PretrainWeights(**config.loss),
-        **config.pixels,
-        mask_id=MASK,
-        mask_rate=config.mlm.rate,
-        continuation=CONTINUES if config.mlm.whole_words else None,
+        pixels=objectives.Pixels(**config.pixels),
+        masked=objectives.Masking(
+            MASK, config.mlm.rate, CONTINUES if config.mlm.whole_words else None
+        ),
     )
     return model, objective
 
@@ -367,10 +367,10 @@ def lesson(step):
 
 def our_steps(config, model, objective, mesh):
     """The losses of STEPS real steps; the parameters before and after."""
-    optimiser = train.make_optimiser(config, STEPS)
-    state, shardings = train.initial_state(model, optimiser, config.seed, mesh)
+    optimiser = loop.make_optimiser(config, STEPS)
+    state, shardings = loop.initial_state(model, optimiser, config.seed, mesh)
     before = jax.tree.map(np.array, state.params)  # a copy: the state is donated
-    step = train.make_step(objective, optimiser, config.seed, shardings)
+    step = loop.make_step(objective, optimiser, config.seed, shardings)
     rows, out = sharding.local_rows(8, mesh), []
     for i in range(STEPS):
         batch = sharding.place_batch(lesson(i), rows, 8, mesh)

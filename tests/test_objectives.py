@@ -29,18 +29,15 @@ BATCH = {"image": images(8), "tokens": texts(COUNTS, 16)}
 KEY = jax.random.key(4)
 
 
-def objective(model, contrastive=1.0, mlm=1.0, **changes):
-    fields = dict(
-        mean=0.4,
-        std=0.3,
-        flips=False,
-        shift=0,
-        mask_id=MASK,
-        mask_rate=0.3,
-        continuation=None,
+def objective(
+    model, contrastive=1.0, mlm=1.0, mask_rate=0.3, continuation=None, **augmented
+):
+    return objectives.pretrain(
+        model,
+        weights=objectives.PretrainWeights(contrastive, mlm),
+        pixels=objectives.Pixels(mean=0.4, std=0.3, **augmented),
+        masked=objectives.Masking(MASK, mask_rate, continuation),
     )
-    weights = objectives.PretrainWeights(contrastive, mlm)
-    return objectives.pretrain(model, weights=weights, **(fields | changes))
 
 
 def device(batch):

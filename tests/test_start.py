@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import pretrain
-from unipt_jax import encoder, start, train, tree
+from unipt_jax import encoder, loop, start, tree
 from unipt_jax.data import tokenizers
 from unipt_jax.errors import UserError
 from unipt_jax.models import unipt
@@ -165,7 +165,7 @@ def test_any_mesh_holds_the_same_parameters(devices, fsdp, still, folders, perso
         axis_types=(jax.sharding.AxisType.Auto,) * 2,
         devices=jax.devices()[:devices],
     )
-    state, _ = train.initial_state(model, train.make_optimiser(config, 4), 0, mesh)
+    state, _ = loop.initial_state(model, loop.make_optimiser(config, 4), 0, mesh)
     found = start.read(config.init, model, tokenizers.load(persons / "tokenizer"))
     params = start.put(state.params, found)
     for leaf, before in zip(

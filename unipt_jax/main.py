@@ -19,6 +19,7 @@ from unipt_jax.errors import Stopped, UserError, explain_os_error
 
 JOBS: dict[str, Callable[[Any, str], None]] = {
     "pretrain": train.pretrain,
+    "finetune": train.finetune,
     "evaluate": evaluate.run,
     "export": export.run,
     "caption": generate.run,

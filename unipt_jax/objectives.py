@@ -11,7 +11,9 @@ import jax.numpy as jnp
 from unipt_jax import losses, masking
 from unipt_jax.data import transforms
 from unipt_jax.errors import UserError
-from unipt_jax.models.unipt import DualEncoder
+from unipt_jax.models.unipt import DualEncoder, unit
+
+Loss = Callable[[Any, dict, jax.Array], tuple[jax.Array, dict]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,81 +24,248 @@ class PretrainWeights:
     mlm: float = 1.0
 
 
+@dataclasses.dataclass(frozen=True)
+class FinetuneWeights:
+    """What the losses of fine-tuning count; UniPT: identity, ranking, pgu (gamma) 1."""
+
+    identity: float = 1.0
+    ranking: float = 1.0
+    pgu: float = 1.0
+    sdm: float = 0.0
+    contrastive: float = 0.0
+    mlm: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Pixels:
+    """How pixels come to the tower: normalisation, and the training augmentation.
+
+    mean, std: one number, or one a channel. flips, shift, erasing: `transforms.augment`.
+    """
+
+    mean: float | Sequence[float]
+    std: float | Sequence[float]
+    flips: bool = False
+    shift: int = 0
+    erasing: float = 0.0
+
+    def __call__(self, key: jax.Array, images: jax.Array) -> jax.Array:
+        """(B, H, W, 3) uint8 -> augmented and normalised float32."""
+        images = transforms.augment(
+            key,
+            images,
+            flips=self.flips,
+            pad=self.shift,
+            erasing=self.erasing,
+            colour=self.mean,
+        )
+        return transforms.normalise(images, mean=self.mean, std=self.std)
+
+
+@dataclasses.dataclass(frozen=True)
+class Masking:
+    """Which words are hidden, see `masking.mask_tokens`.
+
+    mask_id: None where the tokenizer has no mask token. rate: 0 leaves MLM out.
+    """
+
+    mask_id: int | None
+    rate: float = 0.15
+    continuation: jax.Array | None = None
+
+
 def pretrain(
     model: DualEncoder,
     *,
     weights: PretrainWeights,
-    mean: float | Sequence[float],
-    std: float | Sequence[float],
-    flips: bool,
-    shift: int,
-    mask_id: int | None,
-    mask_rate: float,
-    continuation: jax.Array | None,
-) -> Callable[[Any, dict, jax.Array], tuple[jax.Array, dict]]:
+    pixels: Pixels,
+    masked: Masking,
+) -> Loss:
     """UniPT's pre-training loss: contrastive + MLM, as a function of parameters.
 
-    mean, std: of the pixels. flips, shift: augmentation, see `transforms.augment`.
-    mask_id, mask_rate, continuation: see `masking.mask_tokens`; a rate of 0 or a
-    weight of 0 leaves MLM out. The clean and the masked texts share one pass of the
-    text tower, as one batch of 2B: the same arithmetic as two passes.
+    A rate of 0 or a weight of 0 leaves MLM out.
     Returns loss(params, batch, key) -> (total, {"contrastive", "mlm", ...}).
     """
-    mask_tokens = functools.partial(
-        masking.mask_tokens,
-        special=(model.pad, model.cls, model.sep),
-        mask_id=mask_id,
-        vocabulary=model.text.vocabulary,
-        rate=mask_rate,
-        continuation=continuation,
-    )
-    with_mlm = weights.mlm > 0 and mask_rate > 0
+    with_mlm = weights.mlm > 0 and masked.rate > 0
     if with_mlm:
-        _check_head(model, mask_id)
+        _check_head(model.mlm_output != "none", "model.mlm_output=tied", masked.mask_id)
 
     def loss(params: Any, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
         augment_key, mask_key, dropout_key = jax.random.split(key, 3)
         tokens = batch["tokens"]
-        images = transforms.augment(augment_key, batch["image"], flips=flips, pad=shift)
-
-        def apply(method: str, *args: Any) -> jax.Array:
-            rngs = {"dropout": dropout_key}  # each layer folds its own path into it
-            return model.apply({"params": params}, *args, method=method, rngs=rngs)
-
-        pixels = transforms.normalise(images, mean=mean, std=std)
-        image, metrics = apply("encode_image", pixels, True), {}
+        apply = _applied(model, params, dropout_key)
+        image = apply("encode_image", pixels(augment_key, batch["image"]), True)
+        clean, hidden = _read(apply, model, masked if with_mlm else None)(
+            mask_key, tokens
+        )
+        text, scale, metrics = apply("pool_text", clean, tokens), apply("scale"), {}
         if with_mlm:
-            masked, places, targets, used = mask_tokens(mask_key, tokens)
-            features = apply("text_features", _interleave(tokens, masked), True)
-            clean, hidden = features[0::2], features[1::2]
-            hidden = jnp.take_along_axis(hidden, places[..., None], axis=1)
-            logits = apply("mlm_logits", hidden)  # (B, M, D) -> (B, M, V)
+            _, features, places, targets, used = hidden
+            features = jnp.take_along_axis(features, places[..., None], axis=1)
+            logits = apply("mlm_logits", features)  # (B, M, D) -> (B, M, V)
             metrics["mlm"] = losses.cross_entropy(logits, targets, used)
-        else:
-            clean = apply("text_features", tokens, True)
-        text = apply("pool_text", clean, tokens)
-        scale = apply("scale")
         metrics["contrastive"] = losses.contrastive(image, text, scale)
-        total = weights.contrastive * metrics["contrastive"]
-        if with_mlm:
-            total = total + weights.mlm * metrics["mlm"]
-        learned = model.temperature == "learned"
-        return total, metrics | ({"temperature": 1 / scale} if learned else {})
+        return _total(weights, metrics), metrics | _temperature(model, scale)
 
     return loss
 
 
-def _check_head(model: DualEncoder, mask_id: int | None) -> None:
+def finetune(
+    model: DualEncoder,
+    *,
+    weights: FinetuneWeights,
+    pixels: Pixels,
+    masked: Masking,
+    margin: float = 0.2,
+    reduction: str = "sum",
+) -> Loss:
+    """The supervised losses, each where its weight is not 0, as a function of parameters.
+
+    identity: cross-entropy of one classifier on the image's and the text's summary,
+    added. ranking: `losses.ranking` on the embeddings, with margin and reduction. pgu:
+    identity, the mean over the parts, + ranking on the parts joined (UniPT's Lpgu; the
+    classifiers are of the parts' own). sdm, contrastive: on the embeddings, with the
+    model's temperature. mlm: through the model's interaction encoder where it has one,
+    else from the text alone.
+    Returns loss(params, batch, key) -> (total, {loss by name ..., "accuracy"}), where
+    accuracy is the share of images and texts that the identity classifier gets right.
+    """
+    with_mlm = weights.mlm > 0 and masked.rate > 0
+    _check_parts(model, weights, masked if with_mlm else None)
+
+    def loss(params: Any, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
+        augment_key, mask_key, dropout_key, rank_key = jax.random.split(key, 4)
+        tokens, label = batch["tokens"], batch["label"]
+        apply = _applied(model, params, dropout_key)
+        seen = apply("image_features", pixels(augment_key, batch["image"]), True)
+        read, hidden = _read(apply, model, masked if with_mlm else None)(
+            mask_key, tokens
+        )
+        image = apply("summarise_image", seen).astype(jnp.float32)
+        text = apply("summarise_text", read, tokens).astype(jnp.float32)
+        metrics, accuracy = {}, {}
+        if weights.identity:
+            logits = apply("classify", image), apply("classify", text)
+            metrics["identity"] = sum(_identity(x, label) for x in logits)
+            right = [jnp.mean(x.argmax(-1) == label) for x in logits]
+            accuracy = {"accuracy": sum(right) / 2}
+        image, text, scale = unit(image), unit(text), apply("scale")
+        rank = functools.partial(losses.ranking, margin=margin, reduction=reduction)
+        if weights.ranking:
+            metrics["ranking"] = rank(rank_key, image, text, label)
+        if weights.pgu:
+            parts = apply("image_parts", seen), apply("text_parts", read, tokens)
+            key = jax.random.fold_in(rank_key, 1)
+            metrics["pgu"] = _granularity(apply, rank, key, parts, label)
+        if weights.sdm:
+            metrics["sdm"] = losses.sdm(image, text, label, scale)
+        if weights.contrastive:
+            metrics["contrastive"] = losses.contrastive(image, text, scale)
+        if with_mlm:
+            metrics["mlm"] = _guess(apply, model, hidden, seen)
+        return _total(weights, metrics), metrics | accuracy | _temperature(model, scale)
+
+    return loss
+
+
+def _applied(model: DualEncoder, params: Any, dropout_key: jax.Array) -> Callable:
+    """apply(method, *arguments) of the model, with dropout."""
+
+    def apply(method: str, *args: Any) -> jax.Array:
+        rngs = {"dropout": dropout_key}  # each layer folds its own path into it
+        return model.apply({"params": params}, *args, method=method, rngs=rngs)
+
+    return apply
+
+
+def _read(apply: Callable, model: DualEncoder, masked: Masking | None) -> Callable:
+    """read(key, tokens (B, L)) -> text features (B, L, D), and those of masked texts.
+
+    Clean and masked texts share one pass of the tower, as one batch of 2B: the same
+    arithmetic as two passes. The second result is masked tokens, features, places,
+    targets and weights as of `masking.mask_tokens`, or None without `masked`.
+    """
+
+    def read(key: jax.Array, tokens: jax.Array) -> tuple:
+        if masked is None:
+            return apply("text_features", tokens, True), None
+        changed, places, targets, used = masking.mask_tokens(
+            key,
+            tokens,
+            special=(model.pad, model.cls, model.sep),
+            mask_id=masked.mask_id,
+            vocabulary=model.text.vocabulary,
+            rate=masked.rate,
+            continuation=masked.continuation,
+        )
+        features = apply("text_features", _interleave(tokens, changed), True)
+        return features[0::2], (changed, features[1::2], places, targets, used)
+
+    return read
+
+
+def _guess(apply: Callable, model: DualEncoder, hidden: tuple, seen: jax.Array):
+    """MLM: from the sentence and the picture where an interaction encoder is there."""
+    changed, features, places, targets, used = hidden
+    if model.interaction is not None:
+        logits = apply("cross_mlm_logits", features, seen, changed, places, True)
+    else:
+        features = jnp.take_along_axis(features, places[..., None], axis=1)
+        logits = apply("mlm_logits", features)
+    return losses.cross_entropy(logits, targets, used)
+
+
+def _granularity(apply, rank, key, parts, label) -> jax.Array:
+    """Lpgu of (B, parts, F) image and text parts: identity + ranking."""
+    logits = [apply("classify_parts", x) for x in parts]  # (B, parts, C)
+    of_parts = jnp.broadcast_to(label[:, None], logits[0].shape[:2])
+    identity = sum(_identity(x, of_parts) for x in logits)
+    image, text = (unit(x.reshape(len(x), -1)) for x in parts)  # (B, parts * F)
+    return identity + rank(key, image, text, label)
+
+
+def _identity(logits: jax.Array, label: jax.Array) -> jax.Array:
+    return losses.cross_entropy(logits, label, jnp.ones(label.shape, jnp.float32))
+
+
+def _total(weights: PretrainWeights | FinetuneWeights, metrics: dict) -> jax.Array:
+    """Each loss times its weight, added by name."""
+    return sum(getattr(weights, name) * value for name, value in metrics.items())
+
+
+def _temperature(model: DualEncoder, scale: jax.Array) -> dict[str, jax.Array]:
+    return {"temperature": 1 / scale} if model.temperature == "learned" else {}
+
+
+def _check_head(there: bool, remedy: str, mask_id: int | None) -> None:
     problems = {
         "the tokenizer has no mask token (mlm.add_mask=True adds one)": mask_id is None,
-        "the model has no head for it (model.mlm_output=tied)": model.mlm_output
-        == "none",
+        f"the model has no head for it ({remedy})": not there,
     }
     lacks = [text for text, is_so in problems.items() if is_so]
     if lacks:
         raise UserError(
             f"loss.mlm is not 0, but {' and '.join(lacks)}; or set loss.mlm=0"
         )
+
+
+def _check_parts(
+    model: DualEncoder, weights: FinetuneWeights, masked: Masking | None
+) -> None:
+    """Raises UserError where a loss has a weight and the model lacks its part."""
+    if not any(dataclasses.astuple(weights)):
+        raise UserError("every weight in config.loss is 0; give one that is not")
+    if weights.pgu and model.pgu is None:
+        raise UserError(
+            f"loss.pgu={weights.pgu}, but model.pgu.parts=0; the paper has 6 parts, "
+            "loss.pgu=0 leaves PGU out"
+        )
+    if min(dataclasses.astuple(weights)) < 0:
+        raise UserError(f"a weight in config.loss is below 0: {weights}")
+    if masked is not None:
+        there = model.interaction is not None or model.mlm_output != "none"
+        remedy = "model.interaction.layers=4, or model.mlm_output=tied"
+        _check_head(there, remedy, masked.mask_id)
 
 
 def _interleave(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -18,22 +18,34 @@ DECAY = (
 )
 
 
-def make_schedule(
-    *, peak: float, warmup: int, total: int, decay: str = "linear"
-) -> Callable[[jax.Array], jax.Array]:
-    """Learning rate by step: up to `peak` over `warmup` steps, then down to 0.
+DECAYS = ("linear", "cosine", "constant", "steps")
 
-    decay: "linear", "cosine", or "constant" after the warm-up. Step 0 has peak /
-    warmup, so that no update is lost.
+
+def make_schedule(
+    *,
+    peak: float,
+    warmup: int,
+    total: int,
+    decay: str = "linear",
+    drops: Sequence[int] = (),
+    factor: float = 0.1,
+) -> Callable[[jax.Array], jax.Array]:
+    """Learning rate by step: up to `peak` over `warmup` steps, then down.
+
+    decay: after the warm-up, "linear" or "cosine" to 0, "constant", or in "steps": times
+    `factor` from each of the steps `drops` on. Step 0 has peak / warmup, so that no
+    update is lost.
     """
-    if decay not in ("linear", "cosine", "constant"):
-        raise ValueError(f"decay '{decay}' is not one of linear, cosine, constant")
+    if decay not in DECAYS:
+        raise ValueError(f"decay '{decay}' is not one of {', '.join(DECAYS)}")
 
     def schedule(step: jax.Array) -> jax.Array:
         step = jnp.asarray(step, jnp.float32)
         up = (step + 1) / max(warmup, 1)
         part = jnp.clip((step - warmup) / max(total - warmup, 1), 0, 1)
+        dropped = sum((step >= drop).astype(jnp.float32) for drop in drops)
         down = {
+            "steps": jnp.float32(factor) ** dropped,
             "linear": 1 - part,
             "cosine": (1 + jnp.cos(jnp.pi * part)) / 2,
             "constant": jnp.ones_like(part),
@@ -79,6 +91,8 @@ class Optimiser:
 
     groups: (pattern, factor): the first pattern found in a parameter's path gives the
     factor on its learning rate. clip: the largest norm of the whole gradient; 0: none.
+    decoupled: the weight decay is AdamW's; else it is added to the gradient, as
+    `torch.optim.Adam` does.
     """
 
     schedule: Callable[[jax.Array], jax.Array]
@@ -87,6 +101,7 @@ class Optimiser:
     weight_decay: float = 0.01
     clip: float = 0.0
     groups: Sequence[tuple[str, float]] = (("", 1.0),)
+    decoupled: bool = True
 
     def init(self, params: Any) -> TrainState:
         """The state before the first update."""
@@ -105,6 +120,13 @@ class Optimiser:
 
         Returns the new state and {"lr", "gradient_norm"}.
         """
+        decays = tree.assign(state.params, DECAY)
+        if not self.decoupled:
+
+            def add(g: jax.Array, p: jax.Array, decay: float) -> jax.Array:
+                return g + self.weight_decay * decay * p
+
+            grads = jax.tree.map(add, grads, state.params, decays)
         norm = global_norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         good = finite & (state.bad_step < 0)
@@ -128,11 +150,12 @@ class Optimiser:
 
         def move(p: jax.Array, m: jax.Array, v: jax.Array, factor: float, decay: float):
             towards = m * unbias1 / (jnp.sqrt(v * unbias2) + self.eps)
-            step = lr * factor * (towards + self.weight_decay * decay * p)
+            if self.decoupled:
+                towards = towards + self.weight_decay * decay * p
+            step = lr * factor * towards
             return jnp.where(good, p - step, p)
 
         factors = tree.assign(state.params, self.groups)
-        decays = tree.assign(state.params, DECAY)
         params = jax.tree.map(move, state.params, means, squares, factors, decays)
         first_bad = ~finite & (state.bad_step < 0)
         bad_step = jnp.where(first_bad, state.step, state.bad_step)

@@ -76,6 +76,99 @@ def read(
     return out
 
 
+def tokenizer_of(init: Mapping[str, Any]) -> str:
+    """The tokenizer that goes with what `init` names: a folder, or a hub id."""
+    name = init["model"] or init["text"]
+    if not name:
+        raise UserError(
+            "tokenizer is empty, and no init.model or init.text to take it from; give "
+            "--config.tokenizer=FOLDER"
+        )
+    own = epath.Path(name).expanduser() / "tokenizer"  # of a run
+    return str(own) if own.is_dir() else name
+
+
+def check_given(init: Mapping[str, Any]) -> None:
+    """Raises UserError where fine-tuning would start from nothing, unasked."""
+    if not (init["model"] or init["image"] or init["text"] or init["scratch"]):
+        raise UserError(
+            "nothing to start from: give --config.init.model=RUN (a pre-trained run, an "
+            "export, a CLIP), or the variant imagenet (ImageNet and BERT), or "
+            "--config.init.scratch=True for random weights"
+        )
+    if init["scratch"] and (init["model"] or init["image"] or init["text"]):
+        raise UserError(
+            "init.scratch=True is for random weights, but init names "
+            f"'{init['model'] or init['image'] or init['text']}'; leave one of them out"
+        )
+
+
+# Fields of a tower that its weights are made for.
+FIXED = ("kind", "patch", "features", "layers", "heads", "hidden", "pre_norm")
+FIXED += ("patch_bias",)
+
+
+def _described(name: str) -> dict[str, Any]:
+    """The config of a run or an export of ours; empty for anything else."""
+    folder = epath.Path(name).expanduser() if name else None
+    if folder is None or not (encoder.is_run(folder) or encoder.is_export(folder)):
+        return {}
+    return json.loads((folder / "config.json").read_text())
+
+
+def check_towers(name: str, model: Mapping[str, Any]) -> None:
+    """Raises UserError where a run's towers are others than a config's `model`."""
+    theirs = _described(name).get("model")
+    if not theirs:
+        return
+    differ = [
+        f"model.{tower}.{field}={_plain(theirs[tower][field])} (here "
+        f"{_plain(model[tower][field])})"
+        for tower in ("image", "text")
+        for field in FIXED
+        if field in theirs[tower]
+        and field in model[tower]
+        and _plain(theirs[tower][field]) != _plain(model[tower][field])
+    ]
+    if theirs["embedding"] != model["embedding"]:
+        differ.append(
+            f"model.embedding={theirs['embedding']} (here {model['embedding']})"
+        )
+    if differ:
+        raise UserError(
+            f"{name} has other towers than this config: {', '.join(differ)}; choose the "
+            "variant of its tower (vit_b16, deit_s16, clip_b16), or set these fields"
+        )
+
+
+def differences(name: str, config: Mapping[str, Any]) -> dict[str, str]:
+    """A line for what a run does otherwise than a config, though its weights fit."""
+    theirs = _described(name)
+    if not theirs:
+        return {}
+    pairs = [
+        *(
+            (f"pixels.{k}", theirs["pixels"].get(k), config["pixels"][k])
+            for k in ("mean", "std")
+        ),
+        *(
+            (f"model.{k}", theirs["model"].get(k), config["model"][k])
+            for k in ("pool", "pool_padding", "pool_special", "projection_bias")
+        ),
+    ]
+    differ = [
+        f"{field} {_plain(there)} there, {_plain(here)} here"
+        for field, there, here in pairs
+        if there is not None and _plain(there) != _plain(here)
+    ]
+    return {f"unlike {name}": "; ".join(differ)} if differ else {}
+
+
+def _plain(value: Any) -> Any:
+    """A config's value, a file's or a module's: alike where they say the same."""
+    return list(value) if isinstance(value, list | tuple) else value
+
+
 def _check_tokenizer(source: sources.Source, tokenizer: tokenizers.Tokenizer) -> None:
     """Raises UserError where the source's own tokenizer numbers words otherwise."""
     for folder in (source.folder, source.folder / "tokenizer"):

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from unipt_jax.data import images
-from unipt_jax.data.records import PersonRecord, Records
+from unipt_jax.data.records import UNKNOWN, PersonRecord, Records
 from unipt_jax.data.tokenizers import Tokenizer
 from unipt_jax.errors import UserError
 
@@ -23,7 +23,8 @@ class TokenTable:
 
     ids: all tokens. offsets: caption c is ids[offsets[c]:offsets[c + 1]]. first: record
     i has the captions first[i] .. first[i + 1] - 1. image_ids: for whom they were made.
-    cut: how many captions were longer than the limit.
+    cut: how many captions were longer than the limit. labels: (records,) the identity
+    of each, `UNKNOWN` where the source does not say.
     """
 
     ids: np.ndarray
@@ -31,6 +32,7 @@ class TokenTable:
     first: np.ndarray
     image_ids: tuple[str, ...]
     cut: int
+    labels: np.ndarray
 
     def lengths(self, captions: np.ndarray) -> np.ndarray:
         """Number of tokens of each of some captions."""
@@ -45,8 +47,10 @@ class TokenTable:
         return out
 
 
-def read_captions(source: Records, *, progress: bool) -> tuple[list, list[str]]:
-    """Every record's captions and image id, in order."""
+def read_captions(
+    source: Records, *, progress: bool
+) -> tuple[list, list[str], list[int]]:
+    """Every record's captions, image id and label, in order."""
     rows = tqdm(
         range(len(source)),
         desc="reading captions",
@@ -54,17 +58,18 @@ def read_captions(source: Records, *, progress: bool) -> tuple[list, list[str]]:
         delay=2,
         disable=not progress,
     )
-    captions, image_ids = [], []
+    captions, image_ids, labels = [], [], []
     for index in rows:
         record = source[index]
         captions.append(record.captions)
         image_ids.append(record.image_id)
-    return captions, image_ids
+        labels.append(getattr(record, "label", UNKNOWN))  # caption records have none
+    return captions, image_ids, labels
 
 
 def token_table(source: Records, tokenizer: Tokenizer, limit: int, progress: bool):
     """Reads and tokenises the captions of a split of person or caption records."""
-    captions, image_ids = read_captions(source, progress=progress)
+    captions, image_ids, labels = read_captions(source, progress=progress)
     ids, cut = tokenizer.encode([c for group in captions for c in group], limit)
     counts = [len(group) for group in captions]
     return TokenTable(
@@ -73,6 +78,7 @@ def token_table(source: Records, tokenizer: Tokenizer, limit: int, progress: boo
         first=np.concatenate([[0], np.cumsum(counts)]).astype(int),
         image_ids=tuple(image_ids),
         cut=cut,
+        labels=np.array(labels, int),
     )
 
 
@@ -90,6 +96,11 @@ class TrainBatches:
     A batch is {"image": (b, H, W, 3) uint8, "tokens": (b, L) int32} with the b rows of
     this process; L is the smallest of `lengths` that holds the longest text of the
     *global* batch.
+
+    With `labelled` it has "label" (b,) int32 too: the identity's class, 0 to
+    `classes` - 1. With `identities` = P a global batch of G has P identities, drawn
+    without repetition until all were drawn, with G / P samples each: different ones, as
+    long as the identity has so many.
     """
 
     def __init__(
@@ -106,12 +117,18 @@ class TrainBatches:
         sample: str = "image",
         cache: bool = False,
         progress: bool = True,
+        labelled: bool = False,
+        hold_out: float = 0.0,
+        identities: int = 0,
     ) -> None:
         """records: person records. captions: caption records made for them, or None
         where the records hold their own. rows: which rows this process reads. size:
-        height and width. cache: keep decoded images in memory.
+        height and width. cache: keep decoded images in memory. labelled: the batches
+        have classes. hold_out: the share of the identities that is left out, see
+        `held_out`. identities: of a batch, P; 0 takes samples as they come.
         Raises UserError for captions that do not belong to the records, records
-        without captions, and fewer samples than `batch_size`.
+        without captions or, where `labelled`, without identity, and fewer samples than
+        `batch_size`.
         """
         self._records, self._pad = records, tokenizer.pad
         self._rows, self._size, self._lengths = rows, size, sorted(lengths)
@@ -126,6 +143,12 @@ class TrainBatches:
         source = records if captions is None else captions
         self.table = token_table(source, tokenizer, self._lengths[-1], progress)
         self._samples = self._choose_samples(sample)
+        self.held_out = self._class = np.zeros(0, int)
+        self.classes = 0
+        self._identities = identities
+        if labelled:
+            self._know_identities(hold_out)
+            self._check_identities()
         if len(self._samples) == 0:
             raise UserError(
                 f"no captions in split '{records.split}' of {source.folder}; point "
@@ -149,6 +172,52 @@ class TrainBatches:
             return np.stack([index, np.arange(len(index))], axis=1)
         raise UserError(f"data.sample '{sample}' is not one of image, pair")
 
+    def _know_identities(self, hold_out: float) -> None:
+        """Chooses the labels that are held out, and numbers the others without a gap."""
+        labels = self.table.labels
+        unknown = int((labels[self._samples[:, 0]] == UNKNOWN).sum())
+        where = f"split '{self._records.split}' of {self._records.folder}"
+        if unknown:
+            raise UserError(
+                f"{unknown} of {len(self._samples)} samples in {where} have no "
+                "identity, which fine-tuning needs; prepare a set that has, or leave "
+                "them out of the split"
+            )
+        known = np.unique(labels[labels != UNKNOWN])
+        count = round(hold_out * len(known))
+        if hold_out and not 0 < count < len(known):
+            raise UserError(
+                f"evaluate.hold_out={hold_out} of the {len(known)} identities in {where} "
+                f"are {count}; at least one must be held out, and one must stay"
+            )
+        # Not from the run's seed: runs that differ in it are selected on the same ones.
+        drawn = np.random.default_rng(0).permutation(known)[:count]
+        self.held_out = np.sort(drawn)
+        stays = np.setdiff1d(known, self.held_out)
+        self._samples = self._samples[np.isin(labels[self._samples[:, 0]], stays)]
+        self._class = np.searchsorted(stays, labels)
+        self.classes = len(stays)
+
+    def _check_identities(self) -> None:
+        """Sorts the samples by identity, where batches are drawn so."""
+        p = self._identities
+        if not p:
+            return
+        if self._batch_size % p or p == self._batch_size:
+            raise UserError(
+                f"data.identities={p} must divide batch_size={self._batch_size} into "
+                "two samples of an identity or more; 0 takes samples as they come"
+            )
+        if p > self.classes:
+            raise UserError(
+                f"data.identities={p}, but there are {self.classes} identities; use "
+                "fewer"
+            )
+        of_sample = self._class[self._samples[:, 0]]
+        self._samples = self._samples[np.argsort(of_sample, kind="stable")]
+        of_sample = self._class[self._samples[:, 0]]
+        self._first = np.searchsorted(of_sample, np.arange(self.classes + 1))
+
     def __len__(self) -> int:
         """Samples an epoch."""
         return len(self._samples)
@@ -160,9 +229,28 @@ class TrainBatches:
 
     def _plan(self) -> grain.MapDataset:
         """Element s: the (G, 2) record and caption numbers of global batch s."""
-        order = grain.MapDataset.range(len(self._samples)).seed(self._seed)
-        batches = order.shuffle().repeat().batch(self._batch_size)
-        return batches.random_map(self._draw_captions)
+        size, many = self._batch_size, len(self._samples)
+        if self._identities:
+            size, many = self._identities, self.classes
+        order = grain.MapDataset.range(many).seed(self._seed)
+        return order.shuffle().repeat().batch(size).random_map(self._draw)
+
+    def _draw(self, order: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """(G,) samples, or (P,) identities, -> (G, 2) record and caption numbers."""
+        if self._identities:
+            order = self._draw_samples(order, rng)
+        return self._draw_captions(order, rng)
+
+    def _draw_samples(self, people: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """(P,) identities -> (G,) samples of theirs, G / P each, side by side."""
+        share, drawn = self._batch_size // self._identities, []
+        for person in people:
+            samples = np.arange(self._first[person], self._first[person + 1])
+            rounds = -(-share // len(samples))  # each once, before any is taken again
+            drawn += [rng.permutation(samples) for _ in range(rounds - 1)]
+            rest = share - (rounds - 1) * len(samples)
+            drawn.append(rng.permutation(samples)[:rest])
+        return np.concatenate(drawn)
 
     def _draw_captions(self, order: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         index, caption = self._samples[np.asarray(order)].T
@@ -177,8 +265,11 @@ class TrainBatches:
         pictures = np.empty((len(mine), *self._size, 3), np.uint8)
         for row, index in zip(pictures, mine[:, 0].tolist(), strict=True):
             self._read(index, row)
-        tokens = self.table.padded(mine[:, 1], length, self._pad)
-        return {"image": pictures, "tokens": tokens}
+        batch = {"image": pictures}
+        batch["tokens"] = self.table.padded(mine[:, 1], length, self._pad)
+        if len(self._class):
+            batch["label"] = self._class[mine[:, 0]].astype(np.int32)
+        return batch
 
     def _read(self, index: int, out: np.ndarray) -> None:
         """Writes the picture of a record to its place in a batch."""

@@ -1,0 +1,259 @@
+"""The training loop: an objective and batches in; a run directory filled, step by step."""
+
+import dataclasses
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from unipt_jax import encoder as encoders
+from unipt_jax import (
+    evaluate,
+    optim,
+    ranking,
+    report,
+    sharding,
+    start,
+)
+from unipt_jax.checkpoint import Checkpoints
+from unipt_jax.data import pipeline
+from unipt_jax.errors import Stopped, UserError
+from unipt_jax.models import unipt
+from unipt_jax.optim import TrainState
+
+
+def make_step(objective: Callable, optimiser: optim.Optimiser, seed: int, shardings):
+    """The compiled update: (state, batch) -> (state, metrics). The state is donated."""
+
+    def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        grad = jax.value_and_grad(objective, has_aux=True)
+        (loss, metrics), grads = grad(state.params, batch, key)
+        grads = jax.lax.with_sharding_constraint(grads, shardings.params)
+        state, numbers = optimiser.update(state, loss, grads)
+        return state, {"loss": loss} | metrics | numbers
+
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def make_optimiser(config: Any, steps: int) -> optim.Optimiser:
+    """The optimiser that the config describes, for a run of so many steps."""
+    return optim.Optimiser(
+        schedule=optim.make_schedule(
+            peak=config.lr,
+            warmup=math.ceil(config.warmup * steps),
+            total=steps,
+            decay=config.decay,
+            drops=[round(drop / config.epochs * steps) for drop in config.drops],
+            factor=config.drop_factor,
+        ),
+        betas=tuple(config.optimiser.betas),
+        eps=config.optimiser.eps,
+        weight_decay=config.optimiser.weight_decay,
+        clip=config.optimiser.clip,
+        groups=tuple(tuple(group) for group in config.optimiser.groups),
+        decoupled=config.optimiser.decoupled,
+    )
+
+
+def initial_state(model, optimiser: optim.Optimiser, seed: int, mesh: Mesh):
+    """A random state on the devices, and its shardings. The same on any mesh."""
+
+    def init() -> TrainState:
+        return optimiser.init(unipt.initialise(model, jax.random.key(seed)))
+
+    shardings = sharding.shardings(jax.eval_shape(init), mesh)
+    return jax.jit(init, out_shardings=shardings)(), shardings
+
+
+@dataclasses.dataclass
+class _Interrupt:
+    """SIGTERM: all processes agree on the step at which they save and end."""
+
+    asked: bool = False
+
+    def __post_init__(self) -> None:
+        if jax.process_count() == 1:  # otherwise jax's preemption service listens
+            signal.signal(signal.SIGTERM, self._remember)
+
+    def _remember(self, *_: Any) -> None:
+        self.asked = True
+
+    def at(self, step: int) -> bool:
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self.asked
+
+
+def due(step: int, every: int) -> bool:
+    """True at each multiple of `every`; never where it is 0."""
+    return every > 0 and step % every == 0
+
+
+def fit(
+    config, workdir, model, objective, batches, tokenizer, steps, mesh, found, val
+) -> None:
+    """From the last checkpoint, or from `found`, to the last step; then test, once.
+
+    val: the set that the best checkpoint is chosen on, or None.
+    """
+    optimiser = make_optimiser(config, steps)
+    state, shardings = initial_state(model, optimiser, config.seed, mesh)
+    checkpoints = Checkpoints(workdir / "checkpoints", keep=config.keep)
+    begin = checkpoints.latest() or 0
+    if begin:
+        state = checkpoints.restore(state, begin)
+    else:
+        state = state.replace(params=start.put(state.params, found))
+    encoder = encoders.Encoder(
+        model=model,
+        params=None,
+        tokenizer=tokenizer,
+        mesh=mesh,
+        lengths=tuple(sorted(config.data.lengths)),
+        **encoders.pixel_options(config.pixels),
+    )
+    log = report.Report(workdir, start=begin, total=steps, batch_size=config.batch_size)
+    if begin:
+        log.say(f"resumes after step {begin}")
+    loop = Loop(config, steps, optimiser, batches, checkpoints, log, encoder, val)
+    try:
+        train_step = make_step(objective, optimiser, config.seed, shardings)
+        state = loop.run(state, train_step, placed(batches, begin, config, mesh), begin)
+        checkpoints.wait()
+        best = checkpoints.best()
+        params = checkpoints.restore_params(state.params, best)
+    finally:
+        log.close()
+        checkpoints.close()
+    finish(config, workdir, encoder, params, best)
+
+
+@dataclasses.dataclass
+class Loop:
+    """The steps, and what is due between them."""
+
+    config: Any
+    steps: int
+    optimiser: optim.Optimiser
+    batches: pipeline.TrainBatches
+    checkpoints: Checkpoints
+    log: report.Report
+    encoder: encoders.Encoder
+    val: evaluate.RetrievalSet | None
+
+    def run(
+        self, state: TrainState, train_step: Callable, stream: Iterator, start: int
+    ) -> TrainState:
+        """From `start` to the last step. Raises Stopped after a SIGTERM, saved."""
+        interrupt, previous = _Interrupt(), None
+        for step in range(start, self.steps):
+            state, metrics = train_step(state, next(stream))
+            done = step + 1  # updates completed: what every log and checkpoint counts
+            if step == start:
+                jax.block_until_ready(metrics)
+                self.log.started(done)
+            jax.block_until_ready(previous)  # the host stays one step ahead, no more
+            previous = metrics
+            stop = interrupt.at(done)
+            self.after(state, metrics, done, stop)
+            if stop and done < self.steps:
+                self.checkpoints.wait()
+                raise Stopped(
+                    f"stopped at step {done} of {self.steps} and saved; the same "
+                    "command goes on from there"
+                )
+        return state
+
+    def after(self, state, metrics, done: int, stop: bool) -> None:
+        """Reports, validates and saves where that is due; first of all, looks whether
+        the numbers are still finite."""
+        every, last = self.config.every, done == self.steps
+        reports = due(done, every.report) or last
+        validates = self.val is not None and (due(done, every.evaluate) or last)
+        saves = due(done, every.save) or validates or last or stop
+        if reports or saves:
+            check_finite(state, self.batches, self.optimiser)
+        if reports:
+            self.log.write(done, jax.device_get(metrics))
+        scores = validate(self, state, done) if validates else None
+        if saves:
+            self.log.flush()
+            self.checkpoints.save(state, done, scores)
+
+
+def placed(
+    batches: pipeline.TrainBatches, start: int, config: Any, mesh: Mesh
+) -> Iterator[dict]:
+    """Batches on the devices, one ahead of the step that takes them."""
+    rows = sharding.local_rows(config.batch_size, mesh)
+    stream = batches.from_step(
+        start, threads=config.data.threads, buffer=config.data.buffer
+    )
+    ahead = sharding.place_batch(next(stream), rows, config.batch_size, mesh)
+    while True:
+        following = sharding.place_batch(next(stream), rows, config.batch_size, mesh)
+        yield ahead
+        ahead = following
+
+
+def check_finite(
+    state: TrainState, batches: pipeline.TrainBatches, optimiser: optim.Optimiser
+) -> None:
+    """Raises UserError if a loss or gradient was not finite; nothing is saved then."""
+    bad = int(jax.device_get(state.bad_step))
+    if bad < 0:
+        return
+    ids = batches.image_ids(bad)
+    shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
+    raise UserError(
+        f"loss or gradient not finite at step {bad + 1} (learning rate "
+        f"{float(optimiser.schedule(jnp.int32(bad))):.3g}, images {shown}); nothing was "
+        "saved since, the last checkpoint is good: lower config.lr or raise "
+        "config.warmup, and use a new --workdir"
+    )
+
+
+def open_set(config: Any, split: str) -> evaluate.RetrievalSet | None:
+    """A split to evaluate on, or None where the config names none."""
+    if not split:
+        return None
+    return evaluate.read_set(config.evaluate.records or config.data.records, split)
+
+
+def validate(loop: Loop, state: TrainState, step: int) -> dict[str, float]:
+    """Ranks the validation split with the parameters as they are."""
+    begin = time.monotonic()
+    figures, _, _ = evaluate.evaluate(
+        dataclasses.replace(loop.encoder, params=state.params),
+        loop.val,
+        batch_size=loop.config.evaluate.batch_size,
+        threads=loop.config.data.threads,
+    )
+    scores = {name: float(figures[name]) for name in ranking.FIGURES}
+    loop.log.write(step, {f"val_{k}": v for k, v in scores.items()}, speed=False)
+    loop.log.pause(begin)
+    return scores
+
+
+def finish(config, workdir, encoder, params, step) -> None:
+    """Reports test once, with the parameters that were best on val."""
+    test = open_set(config, config.evaluate.test)
+    if test is None:
+        return
+    encoder = dataclasses.replace(encoder, params=params, name=f"{workdir} step {step}")
+    batch = dict(batch_size=config.evaluate.batch_size, threads=config.data.threads)
+    figures, queries, gallery = evaluate.evaluate(encoder, test, **batch)
+    options = dict(run=workdir, examples=8, seed=config.seed)
+    html = evaluate.report_page(encoder, test, queries, gallery, figures, **options)
+    results = {test.name: figures | {"model": encoder.name}}
+    evaluate.write_results(workdir, results, html)
+    if jax.process_index() == 0:
+        print(evaluate.table(results))
+        print(f"see {workdir}/report.html", flush=True)
