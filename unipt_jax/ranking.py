@@ -101,10 +101,10 @@ def per_query(
       ValueError: shapes or types that do not fit, or embeddings that are not finite.
     """
     query, gallery = np.asarray(query), np.asarray(gallery)
-    _check_embeddings(query, gallery)
-    query_ids = _checked_ids(query_ids, len(query), "query")
-    gallery_ids = _checked_ids(gallery_ids, len(gallery), "gallery")
-    _check_positive(block=block, gallery_block=gallery_block, curve=curve)
+    check_embeddings(query, gallery)
+    query_ids = checked_ids(query_ids, len(query), "query")
+    gallery_ids = checked_ids(gallery_ids, len(gallery), "gallery")
+    check_positive(block=block, gallery_block=gallery_block, curve=curve)
 
     answers = pair(query_ids, gallery_ids)
     ranked = Ranked.unknown(answers.amount, len(gallery), curve)
@@ -159,9 +159,9 @@ def per_query_of_scores(
     Raises:
       ValueError: ids that are no row of integers.
     """
-    query_ids = _checked_ids(query_ids, np.size(query_ids), "query")
-    gallery_ids = _checked_ids(gallery_ids, np.size(gallery_ids), "gallery")
-    _check_positive(block=block, curve=curve)
+    query_ids = checked_ids(query_ids, np.size(query_ids), "query")
+    gallery_ids = checked_ids(gallery_ids, np.size(gallery_ids), "gallery")
+    check_positive(block=block, curve=curve)
     answers = pair(query_ids, gallery_ids)
     ranked = Ranked.unknown(answers.amount, len(gallery_ids), curve)
     rows = rank_tiles.rows_of_block(len(answers.matched), block, None)
@@ -204,8 +204,8 @@ def top_k(
     query = np.asarray(query)
     if not isinstance(gallery, jax.Array):
         gallery = np.asarray(gallery)
-    _check_embeddings(query, gallery)
-    _check_positive(k=k, block=block)
+    check_embeddings(query, gallery)
+    check_positive(k=k, block=block)
     if k > len(gallery):
         raise ValueError(
             f"k {k} must be at most the gallery's size, {len(gallery)}; ask for fewer"
@@ -235,9 +235,10 @@ def top_k(
 # --- what enters ---------------------------------------------------------------------
 
 
-def _check_embeddings(
+def check_embeddings(
     query: np.ndarray | jax.Array, gallery: np.ndarray | jax.Array
 ) -> None:
+    """ValueError where (Q, D) and (N, D) are no such arrays of finite numbers."""
     for name, rows in (("query", query), ("gallery", gallery)):
         if rows.ndim != 2 or 0 in rows.shape:
             raise ValueError(
@@ -259,7 +260,8 @@ def _check_embeddings(
         )
 
 
-def _checked_ids(ids: ArrayLike, rows: int, name: str) -> np.ndarray:
+def checked_ids(ids: ArrayLike, rows: int, name: str) -> np.ndarray:
+    """The ids as an array; ValueError where they are no (rows,) integers."""
     ids = np.asarray(ids)
     if ids.shape != (rows,) or not np.issubdtype(ids.dtype, np.integer):
         raise ValueError(
@@ -269,7 +271,8 @@ def _checked_ids(ids: ArrayLike, rows: int, name: str) -> np.ndarray:
     return ids
 
 
-def _check_positive(**numbers: int) -> None:
+def check_positive(**numbers: int) -> None:
+    """ValueError where a number, given by name, is below 1."""
     for name, number in numbers.items():
         if number < 1:
             raise ValueError(f"{name} {number} must be at least 1")
