@@ -139,7 +139,9 @@ def test_evaluate_job_gives_the_figures_that_training_gave(
         assert here[key] == pytest.approx(there[key], abs=1e-9), key
     assert here["queries"] == 64 and here["gallery"] == 32
     html = (out / "report.html").read_text()
-    assert html.count("data:image/jpeg;base64") == 80  # 8 queries, 10 pictures each
+    assert html.count("<q>") == 24  # 8 queries of each kind, 10 pictures each
+    firsts = html.count('class="right first"')
+    assert html.count("data:image/jpeg;base64") == 240 + firsts
     assert "http" not in html.replace("http://www.w3.org", "").replace(
         "https://matplotlib.org", ""
     ).replace("http://purl.org", "").replace("http://creativecommons.org", "")

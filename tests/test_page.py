@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from unipt_jax import page
-from unipt_jax.page import Gallery, Picture
+from unipt_jax.page import Bar, Bars, Cell, Chart, Gallery, Picture, Section, Table
 
 
 def file(form, value=0):
@@ -44,15 +44,17 @@ class Reader(html.parser.HTMLParser):
         return [text for name, text in self.text if name == tag]
 
 
-def rendered(**values):
-    defaults = {
-        "title": "A run",
-        "subtitle": "below",
-        "figures": {"Rank-1": 51.239, "queries": 12},
-        "curves": "",
-        "galleries": [],
-    }
+def rendered(*parts, **values):
+    section = {"title": "A part", "parts": parts, "text": "what it says"}
+    section |= {k: values.pop(k) for k in ("heading", "text") if k in values}
+    section["title"] = section.pop("heading", section["title"])
+    defaults = {"title": "A run", "subtitle": "below", "sections": [Section(**section)]}
     return page.render(**(defaults | values))
+
+
+def table(*rows, names=1):
+    cells = [[Cell(text) for text in row] for row in rows]
+    return Table(["name", "Rank-1"], cells, names=names)
 
 
 ROWS = [
@@ -61,6 +63,9 @@ ROWS = [
     {"step": 20, "val_rank1": 30.0, "val_map": 20.0},
     {"step": 30, "loss": 1.0, "contrastive": 0.5, "mlm": 0.5, "lr": 0.1},
 ]
+
+
+SHARES = np.eye(2, 400, 230)
 
 
 def drawn(svg):
@@ -82,28 +87,83 @@ def drawn(svg):
 HOSTILE = '<script>alert("x")</script> & <img src=x onerror=y> </q>'
 
 
-@pytest.mark.parametrize("where", ["title", "subtitle", "query", "label", "figure"])
+BAR = ("hair", "long", ["12"])
+PLACES = {
+    "title": lambda: rendered(title=HOSTILE),
+    "subtitle": lambda: rendered(subtitle=HOSTILE),
+    "warning": lambda: rendered(warnings=[HOSTILE]),
+    "heading": lambda: rendered(heading=HOSTILE),
+    "text": lambda: rendered(text=HOSTILE),
+    "cell": lambda: rendered(table([HOSTILE])),
+    "below": lambda: rendered(Table([], [[Cell("", below=HOSTILE)]])),
+    "head": lambda: rendered(Table([HOSTILE], [])),
+    "bar": lambda: rendered(Bars([], [Bar(HOSTILE, "", [], 1.0)], all=1.0)),
+    "query": lambda: rendered(Gallery(HOSTILE, [])),
+    "note": lambda: rendered(Gallery("", [], note=HOSTILE)),
+    "label": lambda: rendered(Gallery("q", [Picture(file("PNG"), HOSTILE, True)])),
+}
+
+
+@pytest.mark.parametrize("where", PLACES)
 def test_text_is_shown_as_it_is_and_never_becomes_a_tag(where):
-    values = {
-        "title": {"title": HOSTILE},
-        "subtitle": {"subtitle": HOSTILE},
-        "query": {"galleries": [Gallery(HOSTILE, [])]},
-        "label": {"galleries": [Gallery("q", [Picture(file("PNG"), HOSTILE, True)])]},
-        "figure": {"figures": {HOSTILE: HOSTILE}},
-    }[where]
-    text = rendered(**values)
-    reader = Reader(text)
+    reader = Reader(PLACES[where]())
     assert not [tag for tag, _ in reader.tags if tag == "script"]
     assert not [a for _, a in reader.tags if "onerror" in a]
     assert [tag for tag, _ in reader.tags].count("img") == (where == "label")
     assert HOSTILE in "".join(shown for _, shown in reader.text)
 
 
-def test_figures_stand_in_a_table_and_floats_with_two_digits():
-    reader = Reader(rendered())
-    assert reader.of("th") == ["Rank-1", "queries"]
-    assert reader.of("td") == ["51.24", "12"]
-    assert reader.of("h1") == ["A run"]
+def test_a_link_to_a_hostile_name_stays_a_link():
+    name = '"><script>x</script>'
+    reader = Reader(rendered(Table([""], [[Cell("here", link=name)]])))
+    assert [a["href"] for tag, a in reader.tags if tag == "a"] == [name]
+    assert "script" not in {tag for tag, _ in reader.tags}
+
+
+# --- tables and bars -----------------------------------------------------------------
+
+
+def test_a_table_has_its_heads_and_its_cells_in_order():
+    cells = [Cell("51.24", below="± 0.31", best=True), Cell("9.10")]
+    reader = Reader(rendered(Table(["Rank-1", "mAP"], [cells], names=0)))
+    assert reader.of("th") == ["Rank-1", "mAP"]
+    assert reader.of("td") == ["51.24", "9.10"] and reader.of("div") == ["± 0.31"]
+    kinds = [a["class"].split() for tag, a in reader.tags if tag == "td"]
+    assert kinds == [["best"], []]
+
+
+def test_names_stand_on_the_left_and_figures_on_the_right():
+    reader = Reader(rendered(table(["a", "b"], names=1)))
+    for kind in ("th", "td"):
+        classes = [a.get("class", "").strip() for tag, a in reader.tags if tag == kind]
+        assert classes == ["left", ""]
+
+
+def test_bars_fill_the_share_of_a_scale_that_holds_the_highest_end():
+    bars = [
+        Bar("hair", "long", ["7", "12.00"], 12.0, 4.0, 31.0),
+        Bar("hair", "none", ["2", "6.00"], 6.0, faint=True),
+    ]
+    part = Bars(["queries", "Rank-1"], bars, all=10.0)
+    assert part.scale == 40
+    reader = Reader(rendered(part))
+    styles = [(a["class"], a["style"]) for _, a in reader.tags if "style" in a]
+    assert styles == [
+        ("value", "width:30.00%"),
+        ("reach", "left:10.00%;width:67.50%"),
+        ("all", "left:25.00%"),
+        ("value", "width:15.00%"),
+        ("all", "left:25.00%"),
+    ]
+    assert [a.get("class") for tag, a in reader.tags if tag == "tr"][1:] == [
+        None,
+        "faint",
+    ]
+
+
+@pytest.mark.parametrize(("highest", "scale"), [(0.0, 10), (10.0, 10), (99.9, 100)])
+def test_the_scale_of_bars_is_a_multiple_of_ten(highest, scale):
+    assert Bars([], [Bar("", "", [], highest)], all=0.0).scale == scale
 
 
 # --- pictures ------------------------------------------------------------------------
@@ -117,7 +177,7 @@ def test_pictures_are_in_the_page_in_order_framed_by_right_and_wrong():
         Picture(files[2], "0.5", False),
     ]
     galleries = [Gallery("a man, 中文", pictures[:2]), Gallery("two", pictures[2:])]
-    reader = Reader(rendered(galleries=galleries))
+    reader = Reader(rendered(*galleries))
     shown = [a["src"].split(";base64,") for tag, a in reader.tags if tag == "img"]
     assert [kind for kind, _ in shown] == [
         "data:image/png",
@@ -128,12 +188,25 @@ def test_pictures_are_in_the_page_in_order_framed_by_right_and_wrong():
     frames = [a["class"] for tag, a in reader.tags if tag == "figure"]
     assert frames == ["wrong", "right", "wrong"]
     assert reader.of("q") == ["a man, 中文", "two"]
-    assert reader.of("figcaption") == ["1 · 0.912", "2 · 0.851", "1 · 0.5"]
+    assert reader.of("figcaption") == ["1 · 0.912", "2 · 0.851 ✓", "1 · 0.5"]
+
+
+def test_the_first_right_answer_stands_behind_the_others_with_its_rank():
+    first = Picture(file("PNG", 9), "0.2", True)
+    shown = [Picture(file("PNG"), "0.9", False)]
+    gallery = Gallery("q", shown, note="rank 57", first=first, rank=57)
+    reader = Reader(rendered(gallery))
+    assert reader.of("figcaption") == ["1 · 0.9", "57 · 0.2 ✓"]
+    assert reader.of("span") == ["rank 57"]
+    frames = [a["class"] for tag, a in reader.tags if tag == "figure"]
+    assert frames == ["wrong", "right first"]
 
 
 def test_nothing_is_loaded_from_elsewhere():
     gallery = Gallery("see https://example.com", [Picture(file("JPEG"), "1", True)])
-    text = rendered(curves=page.curves(ROWS), galleries=[gallery])
+    ranks = page.ranks_and_scores({"a": [1.0, 2.0]}, *SHARES)
+    charts = Chart(page.curves(ROWS)), Chart(ranks)
+    text = rendered(gallery, table(["a"]), *charts)
     reader = Reader(text)
     names = {tag for tag, _ in reader.tags}
     assert {"svg", "img", "style"} <= names
@@ -164,13 +237,12 @@ def test_curves_of_losses_alone_are_one_panel():
 
 
 @pytest.mark.parametrize("rows", [[], [{"step": 1, "lr": 0.1}]])
-def test_without_losses_there_are_no_curves_and_no_heading(rows):
+def test_without_losses_there_are_no_curves(rows):
     assert page.curves(rows) == ""
-    assert "Training" not in Reader(rendered(curves=page.curves(rows))).of("h2")
 
 
-def test_curves_stand_below_their_heading():
-    reader = Reader(rendered(curves=page.curves(ROWS)))
+def test_a_chart_stands_below_its_heading():
+    reader = Reader(rendered(Chart(page.curves(ROWS)), heading="Training"))
     assert "Training" in reader.of("h2")
     assert [tag for tag, _ in reader.tags].count("svg") == 1
 
@@ -178,3 +250,38 @@ def test_curves_stand_below_their_heading():
 def test_a_loss_that_is_not_a_number_leaves_a_gap():
     rows = [{"step": i, "loss": float("nan") if i == 3 else i} for i in range(1, 6)]
     assert drawn(page.curves(rows))[0] == 4
+
+
+def test_curves_of_ranks_have_a_point_for_each_k():
+    svg = page.ranks_and_scores({"to image": [1.0, 2.0, 3.0], "to text": [4.0, 5.0]})
+    assert drawn(svg)[:2] == [3, 2]
+    assert "<!-- to image -->" in svg and "<!-- to text -->" in svg
+    assert 'id="axes_2"' not in svg
+
+
+def test_right_and_wrong_answers_are_drawn_where_they_score():
+    svg = page.ranks_and_scores({"a": [1.0, 2.0, 3.0]}, *SHARES)
+    assert 'id="axes_2"' in svg
+    for text in ("right answers", "wrong answers", "cosine similarity"):
+        assert f"<!-- {text} -->" in svg
+
+
+def test_bars_are_coarser_and_hold_all_that_the_bins_held():
+    right, wrong = np.zeros((2, 400))
+    right[100:300] = 1 / 200
+    wrong[[100, 103, 104, 299]] = (0.1, 0.2, 0.3, 0.4)
+    edges, right, wrong = page.bars_of(right, wrong)
+    np.testing.assert_allclose(edges, np.linspace(-0.5, 0.5, 51), atol=1e-12)
+    np.testing.assert_allclose(right, np.full(50, 2.0))
+    assert dict(enumerate(wrong)) == pytest.approx(
+        {0: 30.0, 1: 30.0, 49: 40.0} | dict.fromkeys(range(2, 49), 0.0)
+    )
+
+
+def test_a_last_bar_that_is_narrower_holds_its_own():
+    shares = np.zeros(400)
+    shares[0:101] = 1.0  # 33 bars of 3 bins, and one of 2
+    edges, bars, none = page.bars_of(shares, 0 * shares)
+    assert len(bars) == 34 and edges[-1] == pytest.approx(-1 + 101 / 200)
+    np.testing.assert_allclose(bars, [*[300.0] * 33, 200.0])
+    assert not none.any()

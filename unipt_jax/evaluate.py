@@ -1,13 +1,10 @@
-"""The evaluate job: a trained model and record sets in, ranking figures out.
-
-Every caption of a split is a query, every image of it is gallery, its own image too; a
-match is the same identity, as the field counts.
-"""
+"""The evaluate job: trained models and record sets in, figures and pages out."""
 
 import dataclasses
 import os
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,83 +12,276 @@ import numpy as np
 from etils import epath
 
 from unipt_jax import encoder as encoders
-from unipt_jax import page, ranking, report, rundir, sharding
-from unipt_jax.data import images, pipeline
-from unipt_jax.data.records import UNKNOWN, PersonRecord, Records
+from unipt_jax import (
+    evaluation_page,
+    ranking,
+    report,
+    rundir,
+    scoring,
+    sharding,
+    systems,
+    tables,
+)
+from unipt_jax.data import images
 from unipt_jax.encoder import Encoder
 from unipt_jax.errors import UserError
+from unipt_jax.examples import Examples
+from unipt_jax.examples import find as find_examples
+from unipt_jax.retrieval import RetrievalSet, embed_set, read_set
+from unipt_jax.scoring import Protocol, Scored
+
+__all__ = ["Options", "RetrievalSet", "figures", "read_set", "report_run", "run"]
 
 
 @dataclasses.dataclass(frozen=True)
-class RetrievalSet:
-    """One split, read once: queries, gallery and who is who.
+class Options:
+    """How sets are evaluated, and what is written.
 
-    queries: all captions. query_image: (Q,) the gallery number of each one's own image.
-    person_ids: (N,) of the gallery; an image of unknown identity is a person by itself.
+    protocol: how figures are counted. examples: queries of each kind that are shown.
+    seed: of those at random. rows: of `tables.KINDS`, files with rows for a paper.
     """
 
-    name: str
-    records: Records
-    queries: tuple[str, ...]
-    query_image: np.ndarray
-    person_ids: np.ndarray
-
-    @property
-    def query_ids(self) -> np.ndarray:
-        """(Q,) person ids of the queries."""
-        return self.person_ids[self.query_image]
+    batch_size: int = 256
+    threads: int = 8
+    protocol: Protocol = dataclasses.field(default_factory=Protocol)
+    examples: int = 8
+    seed: int = 0
+    rows: tuple[str, ...] = ()
 
 
-def read_set(folder: str | os.PathLike, split: str) -> RetrievalSet:
-    """Reads a split's captions and identities. Raises UserError if it has no caption."""
-    records = Records(folder, split, PersonRecord)
-    queries, query_image, ids = [], [], []
-    for index in range(len(records)):
-        record = records[index]
-        known = record.person_id != UNKNOWN
-        ids.append(record.person_id if known else UNKNOWN - 1 - index)
-        queries += record.captions
-        query_image += [index] * len(record.captions)
-    if not queries:
-        raise UserError(
-            f"split '{split}' of {folder} has no captions, so there is nothing to "
-            "search with; evaluate on a split that has"
-        )
-    name = f"{epath.Path(folder).name}/{split}"
-    return RetrievalSet(
-        name, records, tuple(queries), np.array(query_image), np.array(ids)
+def figures(
+    encoder: Encoder, data: RetrievalSet, *, batch_size: int, threads: int
+) -> dict[str, Any]:
+    """The text-to-image figures of `ranking.evaluate` alone, as validation needs them."""
+    queries, gallery = embed_set(encoder, data, batch_size=batch_size, threads=threads)
+    return ranking.evaluate(
+        queries, gallery, data.query_ids, data.person_ids, mesh=encoder.mesh
     )
 
 
-def embed_set(
-    encoder: Encoder, data: RetrievalSet, *, batch_size: int, threads: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """(Q, P) embeddings of the queries and (N, P) of the gallery, on every process."""
-    sharding.check_batch("evaluate.batch_size", batch_size, encoder.mesh)
-    rows = sharding.local_rows(batch_size, encoder.mesh)
-    ids, _ = encoder.tokenizer.encode(data.queries, encoder.lengths[-1])
+def report_run(
+    workdir: str | os.PathLike,
+    encoder: Encoder,
+    sets: Sequence[RetrievalSet],
+    options: Options,
+) -> dict[str, Any]:
+    """Evaluates a run at its end: writes and prints all that the job would.
 
-    def place(batch: np.ndarray) -> jax.Array:
-        return sharding.place_batch(batch, rows, batch_size, encoder.mesh)
-
-    def pictures(index: np.ndarray) -> np.ndarray:
-        way = encoder.size, encoder.fit
-        return np.stack([pipeline.decode_image(data.records[i], *way) for i in index])
-
-    gallery = [
-        encoder.embed_images(place(batch))
-        for batch in pipeline.in_order(
-            len(data.records), batch_size, rows, pictures, threads=threads
+    workdir: of the run. encoder: with its `selected_on`, a split of the run's own set.
+    Returns what evaluation.json holds.
+    """
+    begin = time.monotonic()
+    name = epath.Path(workdir).name
+    outputs = _Outputs(workdir, options, [name], [data.name for data in sets])
+    for data in sets:
+        scored, shown = _measure(encoder, data, options)
+        here = scored.selected_on == data.split
+        entry = scoring.entry(
+            name, [scored], data, options.protocol, selected_here=here
         )
+        outputs.add(entry, data, shown, run=workdir)
+    return outputs.finish(begin)
+
+
+def run(config: Any, workdir: str) -> None:
+    """The job: every system of `config.model` on every set of `config.data.records`."""
+    options = _options(config)
+    found = systems.read_systems(config.model)
+    places = systems.read_sets(config.data.records, config.data.split)
+    mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
+    sharding.check_batch("batch_size", config.batch_size, mesh)
+    # All is looked at before anything long begins.
+    kinds = {
+        model: systems.check(model, str(config.checkpoint))
+        for system in found
+        for model in system.models
+    }
+    sets = [
+        read_set(*place, name=name)
+        for place, name in zip(places, systems.set_names(places), strict=True)
     ]
-    queries = []
-    for begin in range(0, len(ids), batch_size):
-        index = np.minimum(begin + np.arange(batch_size), len(ids) - 1)
-        tokens = encoder.pad([ids[i] for i in index])  # one length for the global batch
-        queries.append(encoder.embed_texts(place(tokens[rows])))
-    return np.concatenate(queries)[: len(ids)], np.concatenate(gallery)[
-        : len(data.records)
-    ]
+    if jax.process_index() == 0:
+        report.choices("evaluate", _choices(found, sets, config, options))
+    begin = time.monotonic()
+    names = [system.name for system in found]
+    outputs = _Outputs(workdir, options, names, [data.name for data in sets])
+    for system in found:
+        scored: dict[str, list[Scored]] = {data.name: [] for data in sets}
+        shown: dict[str, Examples] = {}
+        for model in system.models:
+            encoder = _load(config, model, kinds, mesh)
+            for data in sets:
+                one, look = _measure(
+                    encoder, data, options, look=data.name not in shown
+                )
+                scored[data.name].append(one)
+                shown.setdefault(data.name, look)
+            del encoder  # before the next one is there
+        for data in sets:
+            here = any(
+                _selected_here(model, one, data)
+                for model, one in zip(system.models, scored[data.name], strict=True)
+            )
+            entry = scoring.entry(
+                system.name,
+                scored[data.name],
+                data,
+                options.protocol,
+                selected_here=here,
+            )
+            outputs.add(entry, data, shown[data.name], run=system.models[0])
+    outputs.finish(begin)
+
+
+def _options(config: Any) -> Options:
+    """The config's fields, checked."""
+    if config.fit not in images.FITS:
+        raise UserError(f"fit '{config.fit}' is not one of {', '.join(images.FITS)}")
+    rows = tuple(filter(None, (name.strip() for name in config.rows.split(","))))
+    for name in rows:
+        if name not in tables.KINDS:
+            raise UserError(
+                f"rows '{name}' is not one of {', '.join(tables.KINDS)}; several "
+                "stand between commas"
+            )
+    if config.examples < 0:
+        raise UserError(f"examples={config.examples} must be 0 or more")
+    protocol = Protocol(
+        without_match=config.without_match,
+        bootstrap=config.bootstrap,
+        seed=config.seed,
+        **config.rerank,
+    )
+    return Options(
+        batch_size=config.batch_size,
+        threads=config.data.threads,
+        protocol=protocol,
+        examples=config.examples,
+        seed=config.seed,
+        rows=rows,
+    )
+
+
+def _choices(
+    found: Sequence[systems.System],
+    sets: Sequence[RetrievalSet],
+    config: Any,
+    options: Options,
+) -> dict[str, str]:
+    """What is evaluated and how, a line each."""
+    protocol = options.protocol
+    lines = {f"system {one.name}": ", ".join(one.models) for one in found}
+    for data in sets:
+        persons = len(np.unique(data.person_ids))
+        lines[f"set {data.name}"] = (
+            f"{len(data.queries)} captions, {len(data.records)} images, {persons} "
+            "persons; every caption is a query, a query's own image is gallery, too"
+        )
+    return lines | {
+        "checkpoint": str(config.checkpoint),
+        "without match": protocol.without_match,
+        "intervals": f"{scoring.LEVEL:.0%}, {protocol.bootstrap} draws of persons"
+        if protocol.bootstrap
+        else "none",
+        "re-ranking": protocol.reranking or "none",
+    }
+
+
+def _load(config: Any, model: str, kinds: Mapping[str, str], mesh: Any) -> Encoder:
+    """Opens a model; size and fit are for CLIP weights, where there are any."""
+    way = {}
+    if kinds[model] == "clip" or "clip" not in kinds.values():
+        size = tuple(config.size) if any(config.size) else None
+        way = dict(size=size, fit=config.fit)
+    return encoders.load(model, checkpoint=str(config.checkpoint), mesh=mesh, **way)
+
+
+def _measure(
+    encoder: Encoder, data: RetrievalSet, options: Options, *, look: bool = True
+) -> tuple[Scored, Examples | None]:
+    """Figures of one model on one set, and examples; the embeddings are dropped."""
+    reading = dict(batch_size=options.batch_size, threads=options.threads)
+    queries, gallery = embed_set(encoder, data, **reading)
+    selected_on = getattr(encoder, "selected_on", "")
+    scored = scoring.score(
+        encoder.name,
+        selected_on,
+        data,
+        queries,
+        gallery,
+        options.protocol,
+        mesh=encoder.mesh,
+    )
+    if not look:
+        return scored, None
+    by_similarity = scored.plain[0] if scored.plain else scored.to_image
+    some = dict(count=options.examples, seed=options.seed)
+    return scored, find_examples(data, by_similarity, queries, gallery, **some)
+
+
+def _selected_here(model: str, scored: Scored, data: RetrievalSet) -> bool:
+    """Whether a model's checkpoint was chosen by its figures on this very set."""
+    folder = systems.selection_folder(model)
+    same = folder is None or systems.same_folder(folder, data.folder)
+    return same and scored.selected_on == data.split
+
+
+class _Outputs:
+    """What is written, by process 0 alone: pages at once, the rest at the end."""
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        options: Options,
+        names: Sequence[str],
+        sets: Sequence[str],
+    ) -> None:
+        self._workdir, self._options = epath.Path(workdir), options
+        self._several = len(names) > 1
+        self._alone = len(names) * len(sets) == 1
+        self._results: dict[str, Any] = {}
+        self._links: dict[str, str] = {}
+        self._writes = jax.process_index() == 0
+        if self._writes:
+            self._workdir.mkdir(parents=True, exist_ok=True)
+
+    def add(
+        self,
+        entry: dict[str, Any],
+        data: RetrievalSet,
+        shown: Examples,
+        *,
+        run: str | os.PathLike,
+    ) -> None:
+        """Keeps an entry, and writes its page. run: whose curves are drawn, if any."""
+        name = f"{entry['system']} on {data.name}" if self._several else data.name
+        file = "report.html"
+        if not self._alone:
+            plain = re.sub(r"[^\w.-]+", "-", f"{entry['system']}-{data.name}")
+            file = f"report-{plain}.html"
+            if file in self._links.values():
+                file = f"report-{plain}-{len(self._links) + 1}.html"
+        self._results[name], self._links[name] = entry, file
+        if self._writes:
+            metrics = report.read_metrics(run)
+            html = evaluation_page.detail(entry, data, shown, metrics)
+            rundir.write_text(self._workdir / file, html)
+
+    def finish(self, begin: float) -> dict[str, Any]:
+        """Writes and prints what concerns all of them. begin: when it all began."""
+        if not self._writes:
+            return self._results
+        for name in self._options.rows:
+            text = tables.FORMATS[name](self._results)
+            rundir.write_text(self._workdir / tables.KINDS[name], text)
+        if not self._alone:
+            html = evaluation_page.overview(self._results, self._links)
+            rundir.write_text(self._workdir / "report.html", html)
+        rundir.write_json(self._workdir / "evaluation.json", self._results)
+        print(tables.terminal(self._results))
+        took = report.clock(time.monotonic() - begin)
+        print(f"{took}; see {self._workdir}/report.html", flush=True)
+        return self._results
 
 
 def evaluate(
@@ -99,24 +289,31 @@ def evaluate(
 ) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
     """The figures of `ranking.evaluate` for one split, and the two embeddings."""
     queries, gallery = embed_set(encoder, data, batch_size=batch_size, threads=threads)
-    figures = ranking.evaluate(
+    found = ranking.evaluate(
         queries, gallery, data.query_ids, data.person_ids, mesh=encoder.mesh
     )
-    return figures, queries, gallery
+    return found, queries, gallery
 
 
-def table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """The figures of several sets as a table for a terminal."""
-    heads = ["set", "Rank-1", "Rank-5", "Rank-10", "mAP", "mINP", "queries", "gallery"]
-    lines = [heads]
-    for name, row in results.items():
-        figures = [f"{row[key]:.2f}" for key in ranking.FIGURES]
-        lines.append([name, *figures, str(row["queries"]), str(row["gallery"])])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-        for line in lines
-    )
+def report_page(
+    encoder: Encoder,
+    data: RetrievalSet,
+    queries: np.ndarray,
+    gallery: np.ndarray,
+    figures: Mapping[str, Any],
+    *,
+    run: str | os.PathLike | None,
+    examples: int,
+    seed: int,
+) -> str:
+    """The page on one set."""
+    protocol = Protocol(seed=seed)
+    name = encoder.name
+    scored = scoring.score(name, "", data, queries, gallery, protocol)
+    entry = scoring.entry(name, [scored], data, protocol)
+    some = dict(count=examples, seed=seed)
+    shown = find_examples(data, scored.to_image, queries, gallery, **some)
+    return evaluation_page.detail(entry, data, shown, report.read_metrics(run or ""))
 
 
 def write_results(
@@ -131,82 +328,9 @@ def write_results(
     rundir.write_text(workdir / "report.html", html)
 
 
-def report_page(
-    encoder: Encoder,
-    data: RetrievalSet,
-    queries: np.ndarray,
-    gallery: np.ndarray,
-    figures: Mapping[str, Any],
-    *,
-    run: str | os.PathLike | None,
-    examples: int,
-    seed: int,
-) -> str:
-    """report.html: the figures, the run's curves, and top-10 galleries of some queries.
-
-    run: the run directory whose metrics.jsonl is drawn, if any. examples: how many
-    queries are drawn at random, by `seed`.
-    """
-    rng = np.random.default_rng(seed)
-    some = np.sort(rng.choice(len(queries), min(examples, len(queries)), replace=False))
-    k = min(10, len(gallery))
-    scores, best = ranking.top_k(queries[some], gallery, k)
-    galleries = []
-    for query, score, index in zip(some, scores, best, strict=True):
-        right = data.person_ids[index] == data.query_ids[query]
-        shown = [
-            page.Picture(
-                images.thumbnail(data.records[int(i)].image), f"{s:.3f}", bool(r)
-            )
-            for i, s, r in zip(index, score, right, strict=True)
-        ]
-        galleries.append(page.Gallery(data.queries[query], shown))
-    rows = report.read_metrics(run) if run else []
-    heads = {"rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10"}
-    heads |= {"map": "mAP", "minp": "mINP", "queries": "queries", "gallery": "gallery"}
-    return page.render(
-        title=f"{data.name}: text-to-image retrieval",
-        subtitle=encoder.name,
-        figures={name: figures[key] for key, name in heads.items()},
-        curves=page.curves(rows),
-        galleries=galleries,
-    )
-
-
-def run(config: Any, workdir: str) -> None:
-    """The job: evaluates `config.model` on `config.data.records` / `.split`."""
-    if not config.model:
-        raise UserError(
-            "nothing to evaluate: give a run directory with --config.model=DIR"
-        )
-    if config.fit not in images.FITS:
-        raise UserError(f"fit '{config.fit}' is not one of {', '.join(images.FITS)}")
-    mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
-    data = read_set(config.data.records, config.data.split)
-    encoder = encoders.load(
-        config.model,
-        checkpoint=str(config.checkpoint),
-        mesh=mesh,
-        size=tuple(config.size) if any(config.size) else None,
-        fit=config.fit,
-    )
-    report.choices(
-        "evaluate",
-        {
-            "model": encoder.name,
-            "pictures": f"{encoder.size[0]}x{encoder.size[1]}, fit {encoder.fit}",
-            "set": data.name,
-            "queries": f"{len(data.queries)} (every caption)",
-            "gallery": f"{len(data.records)} (every image, a query's own too)",
-        },
-    )
-    begin = time.monotonic()
-    batch = dict(batch_size=config.batch_size, threads=config.data.threads)
-    figures, queries, gallery = evaluate(encoder, data, **batch)
-    options = dict(run=config.model, examples=config.examples, seed=config.seed)
-    html = report_page(encoder, data, queries, gallery, figures, **options)
-    write_results(workdir, {data.name: figures | {"model": encoder.name}}, html)
-    print(table({data.name: figures}))
-    print(
-        f"{report.clock(time.monotonic() - begin)} for {data.name}; see {workdir}/report.html"
-    )
+def table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The figures of several sets as a table for a terminal."""
+    lines = [["set", *tables.FIGURES.values()]]
+    for name, row in results.items():
+        lines.append([name, *(f"{row[key]:.2f}" for key in tables.FIGURES)])
+    return tables.aligned(lines)

@@ -1,0 +1,198 @@
+"""What a command line names: `a,b=runs/x-seed*` in, systems and sets to evaluate out.
+
+A system is a trained model, or several that differ in their seed. All of it is looked
+at before anything is computed, so that a slip in the last name costs no hour.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import re
+from collections.abc import Sequence
+
+from etils import epath
+
+from unipt_jax import encoder as encoders
+from unipt_jax import sources
+from unipt_jax.checkpoint import Checkpoints
+from unipt_jax.clip_config import clip_section
+from unipt_jax.data import records, tokenizers
+from unipt_jax.errors import UserError
+
+MAGIC = re.compile(r"[*?\[]")
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+    """A name, and the models that it stands for: one, or one for each seed."""
+
+    name: str
+    models: tuple[str, ...]
+
+
+def read_systems(text: str) -> tuple[System, ...]:
+    """The systems that `config.model` names.
+
+    Names stand between commas, `NAME=` in front of one calls it so, and a pattern
+    (`*`, `?`, `[..]`) is one system with a model for each run or export that it
+    matches. What exists as it is written is never split and is no pattern.
+    Raises UserError where there is none, a pattern matches none, or two are the same.
+    """
+    parts = _split(text)
+    if not parts:
+        raise UserError(
+            "nothing to evaluate: give a run directory with --config.model=DIR"
+        )
+    named = [_named(part) for part in parts]
+    given = [model for _, model in named]
+    for model in given:
+        if given.count(model) > 1:
+            raise UserError(f"config.model names '{model}' twice; leave one out")
+    called = _distinct([name or _last(model) for name, model in named], given)
+    systems = zip(called, map(_models, given), strict=True)
+    return tuple(System(name, models) for name, models in systems)
+
+
+def read_sets(text: str, split: str) -> tuple[tuple[str, str], ...]:
+    """The folders and splits that `config.data.records` names.
+
+    Names stand between commas; `:SPLIT` behind one takes another split than `split`.
+    Raises UserError where there is none, one has no such split, or two are the same.
+    """
+    found = []
+    for part in _split(text):
+        folder, chosen = part, split
+        before, colon, after = part.rpartition(":")
+        if colon and "/" not in after and not _exists(part):
+            folder, chosen = before, after
+        known = records.splits(folder)
+        if chosen not in known:
+            raise UserError(
+                f"{folder} has no split '{chosen}'; it has {', '.join(sorted(known))}"
+            )
+        if (folder, chosen) in found:
+            raise UserError(
+                f"config.data.records names split '{chosen}' of {folder} twice; leave "
+                "one out"
+            )
+        found.append((folder, chosen))
+    if not found:
+        raise UserError(
+            "nothing to evaluate on: give a record set with --config.data.records=DIR"
+        )
+    return tuple(found)
+
+
+def set_names(sets: Sequence[tuple[str, str]]) -> list[str]:
+    """`FOLDER/SPLIT` for each; the whole path where two folders are named alike."""
+    short = [f"{epath.Path(folder).name}/{split}" for folder, split in sets]
+    return _distinct(short, [f"{folder}/{split}" for folder, split in sets])
+
+
+def check(model: str, checkpoint: str) -> str:
+    """Looks whether a model can be opened, and says what it is: run, export or clip.
+
+    Its weights are not read. Raises UserError as `encoder.load` does.
+    """
+    folder = epath.Path(os.path.expanduser(model))
+    if encoders.is_run(folder):
+        tokenizers.load(folder / "tokenizer")
+        _check_checkpoint(folder, checkpoint)
+        return "run"
+    if encoders.is_export(folder):
+        tokenizers.load(folder)
+        return "export"
+    weights = (*sources.FILES, *sources.SUFFIXES)
+    if folder.is_dir() and not any(f.name.endswith(weights) for f in folder.iterdir()):
+        raise UserError(
+            f"{folder} is no run directory (no config.json of ours there), no export, "
+            f"and has no weights such as {sources.FILES[0]}; give the --workdir of a "
+            "training run, an export, or a folder with CLIP's weights"
+        )
+    clip_section(sources.open_source(model), "")
+    return "clip"
+
+
+def selection_folder(model: str) -> str | None:
+    """The record set on which a run chose its checkpoint; None where nobody knows."""
+    file = epath.Path(os.path.expanduser(model)) / "config.json"
+    if not encoders.is_run(file.parent):
+        return None
+    config = json.loads(file.read_text())
+    own = config.get("evaluate", {}).get("records")
+    return own or config.get("data", {}).get("records")
+
+
+def same_folder(a: str, b: str) -> bool:
+    """Whether two names are of one folder."""
+    a, b = (os.path.realpath(os.path.expanduser(folder)) for folder in (a, b))
+    return a == b
+
+
+def _check_checkpoint(folder: epath.Path, checkpoint: str) -> None:
+    checkpoints = Checkpoints(folder / "checkpoints")
+    try:
+        named = {"best": checkpoints.best(), "last": checkpoints.latest()}
+    finally:
+        checkpoints.close()
+    step = int(checkpoint) if checkpoint.isdigit() else named.get(checkpoint)
+    if step is None or not (folder / "checkpoints" / str(step)).exists():
+        raise UserError(f"{folder} has no checkpoint '{checkpoint}' yet")
+
+
+@functools.cache
+def _exists(path: str) -> bool:
+    return epath.Path(os.path.expanduser(path)).exists()
+
+
+def _split(text: str) -> list[str]:
+    """At the commas, but for those within something that exists."""
+    pieces, parts = text.split(","), []
+    while pieces:
+        for count in range(len(pieces), 0, -1):
+            part = ",".join(pieces[:count]).strip()
+            if count == 1 or _exists(_named(part)[1]):
+                break
+        parts += [part] if part else []
+        pieces = pieces[count:]
+    return parts
+
+
+def _named(part: str) -> tuple[str, str]:
+    """`NAME=MODEL` -> both; the name is "" where there is none."""
+    name, _, model = part.partition("=")
+    name, model = name.strip(), model.strip()
+    if not name or not model or "/" in name or _exists(part):
+        return "", part
+    return name, model
+
+
+def _last(path: str) -> str:
+    return epath.Path(os.path.expanduser(path)).name or path
+
+
+def _distinct(names: Sequence[str], paths: Sequence[str]) -> list[str]:
+    """The names, but the paths for those that are not alone."""
+    return [
+        path if names.count(name) > 1 else name
+        for name, path in zip(names, paths, strict=True)
+    ]
+
+
+def _models(model: str) -> tuple[str, ...]:
+    """The models that a pattern matches, in order; what is no pattern as it is."""
+    if not MAGIC.search(model) or _exists(model):
+        return (model,)
+    parts = epath.Path(os.path.expanduser(model)).parts
+    plain = next(i for i, part in enumerate(parts) if MAGIC.search(part))
+    root = epath.Path(*parts[:plain]) if plain else epath.Path()
+    matched = sorted(root.glob("/".join(parts[plain:]))) if root.exists() else []
+    found = [f for f in matched if encoders.is_run(f) or encoders.is_export(f)]
+    if not found:
+        what = f"{len(matched)} names, none a run directory or an export"
+        raise UserError(
+            f"config.model '{model}' matches {what if matched else 'nothing'}; give "
+            "the --workdir of a training run, or a pattern that several of them match"
+        )
+    return tuple(str(folder) for folder in found)
