@@ -63,10 +63,13 @@ class Checkpoints:
         """The last complete checkpoint's step, or None."""
         return self._manager.latest_step()
 
+    def scored(self) -> list[int]:
+        """The steps whose checkpoints have metrics."""
+        return [s for s in self._manager.all_steps() if self._manager.metrics(s)]
+
     def best(self) -> int | None:
         """The step with the best metric, else the last; None without checkpoints."""
-        steps = self._manager.all_steps()
-        scored = [s for s in steps if self._manager.metrics(s)]
+        scored = self.scored()
         if not scored:
             return self.latest()
         return max(scored, key=lambda s: self._manager.metrics(s)[self._metric])

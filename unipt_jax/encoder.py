@@ -44,7 +44,9 @@ class Encoder:
 
     mean, std: of the pixels, by channel. lengths: the lengths that texts are padded to,
     the last one the limit. fit: how pictures come to the tower's size, see
-    `images.resize`. name: where the parameters come from, for reports.
+    `images.resize`. name: where the parameters come from, for reports. selected_on: the
+    split of its own set that a run's checkpoint was chosen on ("hold_out": identities of
+    train that were kept out), "last step" where none was, "" where that is not known.
     """
 
     model: unipt.DualEncoder
@@ -56,6 +58,7 @@ class Encoder:
     lengths: tuple[int, ...]
     fit: str = "squeeze"
     name: str = ""
+    selected_on: str = ""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -200,6 +203,9 @@ def _load_run(folder: epath.Path, checkpoint: str, mesh: Mesh, dtype: str) -> En
         if step is None or not (folder / "checkpoints" / str(step)).exists():
             raise UserError(f"{folder} has no checkpoint '{checkpoint}' yet")
         params = checkpoints.restore_params(abstract_params(model, mesh), step)
+        selected_on = {"best": config["evaluate"]["val"], "last": "last step"}
+        if not checkpoints.scored():
+            selected_on["best"] = "last step"
     finally:
         checkpoints.close()
     return Encoder(
@@ -209,6 +215,7 @@ def _load_run(folder: epath.Path, checkpoint: str, mesh: Mesh, dtype: str) -> En
         mesh=mesh,
         lengths=tuple(sorted(config["data"]["lengths"])),
         name=f"{folder} step {step}",
+        selected_on=selected_on.get(checkpoint, "a step given by hand"),
         **pixel_options(config["pixels"]),
     )
 

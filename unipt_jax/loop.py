@@ -128,6 +128,8 @@ def fit(
         state = loop.run(state, train_step, placed(batches, begin, config, mesh), begin)
         checkpoints.wait()
         best = checkpoints.best()
+        chosen_on = config.evaluate.val if checkpoints.scored() else "last step"
+        encoder = dataclasses.replace(encoder, selected_on=chosen_on)
         params = checkpoints.restore_params(state.params, best)
     finally:
         log.close()

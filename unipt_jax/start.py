@@ -1,8 +1,10 @@
 """What a run starts from: the sources that a config names in, parameters by path out."""
 
+import collections
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -206,8 +208,9 @@ def choices(found: Mapping[str, Taken]) -> dict[str, str]:
         text = f"{taken.source} ({taken.layout}), {len(taken.params)} tensors"
         for word, names in (("random", taken.kept), ("left out", taken.left_out)):
             if names:
-                more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-                text += f"; {word}: {', '.join(names[:4])}{more}"
+                parts = collections.Counter(re.split("[/.]", n)[0] for n in names)
+                said = (f"{part} ({count})" for part, count in parts.items())
+                text += f"; {word}: {', '.join(said)}"
         lines[f"initial {field}"] = "; ".join([text, *taken.notes])
     if "model" not in found:
         rest = [part for part in ("image", "text") if part not in found]

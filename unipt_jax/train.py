@@ -22,7 +22,7 @@ HOLD_OUT = "hold_out"  # config.evaluate.val, where the records have no such spl
 
 def pretrain(config: Any, workdir: str) -> None:
     """The job: UniPT's pre-training, from wherever the run directory stands."""
-    mesh, tokenizer = _begin(config, config.tokenizer)
+    mesh, tokenizer = _begin(config)
     model = encoders.build_model(config, tokenizer)
     _check_lengths(config, model)
     objective = objectives.pretrain(
@@ -43,12 +43,11 @@ def pretrain(config: Any, workdir: str) -> None:
 
 def finetune(config: Any, workdir: str) -> None:
     """The job: supervised fine-tuning on identities, from wherever the run stands."""
-    name = config.tokenizer or start.tokenizer_of(config.init)
-    mesh, tokenizer = _begin(config, name)
+    start.check_given(config.init)
     config = _settled(config, classes=0)
+    mesh, tokenizer = _begin(config)
     bare = encoders.build_model(config, tokenizer)
     _check_lengths(config, bare)
-    start.check_given(config.init)
     start.check_towers(config.init["model"], config.model)
     # Classifiers are never loaded: identities are those of the set at hand.
     found = _weights(config, workdir, bare, tokenizer)
@@ -83,7 +82,7 @@ def finetune(config: Any, workdir: str) -> None:
     _run(config, workdir, model, objective, batches, tokenizer, mesh, found, val, lines)
 
 
-def _begin(config: Any, tokenizer: str) -> tuple[Mesh, tokenizers.Tokenizer]:
+def _begin(config: Any) -> tuple[Mesh, tokenizers.Tokenizer]:
     """The devices and the words; the cheap mistakes are found here."""
     mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
     sharding.check_batch("batch_size", config.batch_size, mesh)
@@ -92,7 +91,7 @@ def _begin(config: Any, tokenizer: str) -> tuple[Mesh, tokenizers.Tokenizer]:
             "decay=steps, but drops is empty; name the epochs after which the rate "
             "falls, such as --config.drops='(20, 40, 50)'"
         )
-    words = tokenizers.load(tokenizer)
+    words = tokenizers.load(config.tokenizer)
     return mesh, words.with_mask() if config.mlm.add_mask else words
 
 
@@ -129,6 +128,7 @@ def _settled(config: Any, classes: int) -> Any:
         if not config.loss.mlm:
             config.model.interaction.layers = 0
         config.model.identities = classes
+        config.tokenizer = config.tokenizer or start.tokenizer_of(config.init)
     return config
 
 
