@@ -202,8 +202,8 @@ def _measure(
     """Figures of one model on one set, and examples; the embeddings are dropped."""
     reading = dict(batch_size=options.batch_size, threads=options.threads)
     queries, gallery = embed_set(encoder, data, **reading)
-    selected_on = getattr(encoder, "selected_on", "")
-    scored = scoring.score(
+    selected_on = encoder.selected_on
+    scored, scores = scoring.score(
         encoder.name,
         selected_on,
         data,
@@ -214,9 +214,9 @@ def _measure(
     )
     if not look:
         return scored, None
-    by_similarity = scored.plain[0] if scored.plain else scored.to_image
     some = dict(count=options.examples, seed=options.seed)
-    return scored, find_examples(data, by_similarity, queries, gallery, **some)
+    ranked = scored.to_image
+    return scored, find_examples(data, ranked, scores, queries, gallery, **some)
 
 
 def _selected_here(model: str, scored: Scored, data: RetrievalSet) -> bool:
@@ -309,10 +309,11 @@ def report_page(
     """The page on one set."""
     protocol = Protocol(seed=seed)
     name = encoder.name
-    scored = scoring.score(name, "", data, queries, gallery, protocol)
+    scored, scores = scoring.score(name, "", data, queries, gallery, protocol)
     entry = scoring.entry(name, [scored], data, protocol)
     some = dict(count=examples, seed=seed)
-    shown = find_examples(data, scored.to_image, queries, gallery, **some)
+    ranked = scored.to_image
+    shown = find_examples(data, ranked, scores, queries, gallery, **some)
     return evaluation_page.detail(entry, data, shown, report.read_metrics(run or ""))
 
 

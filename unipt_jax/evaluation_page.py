@@ -23,8 +23,8 @@ TEXTS = {
 }
 FRAMES = (
     "Green frames and ✓ are right answers (the same person), red ones are wrong; below "
-    "each picture stand its rank and its cosine similarity. A dashed frame is the first "
-    "right answer, where it is not among the first."
+    "each picture stand its rank and its score, {score}. A dashed frame is the first "
+    "right answer, where it is not among these."
 )
 
 
@@ -206,11 +206,10 @@ def _slices(entry: Mapping[str, Any]) -> list[Section]:
 def _galleries(
     entry: Mapping[str, Any], data: RetrievalSet, examples: Examples
 ) -> list[Section]:
-    sections, frames = [], [FRAMES]
+    by = "after re-ranking" if entry["protocol"]["rerank"] else "cosine similarity"
+    sections, frames = [], [FRAMES.format(score=by)]
     if "runs" in entry:
         frames.append(f"The run that is shown is {entry['runs'][0]['model']}.")
-    if entry["protocol"]["rerank"]:
-        frames.append("Pictures stand in the order before re-ranking.")
     for kind, title in TITLES.items():
         found = [_gallery(data, one) for one in examples.kinds[kind]]
         if found:

@@ -1,14 +1,14 @@
 """Embeddings of a set in, what a person looks at out: queries with what they found."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from unipt_jax import ranking
 from unipt_jax.ranking import Ranked
 from unipt_jax.retrieval import RetrievalSet
 
+Scores = Callable[[np.ndarray], np.ndarray]
 SHOWN = 10  # images a query
 SAMPLE = 256  # queries whose scores are drawn
 BLOCK = 16  # of them at once: memory
@@ -19,9 +19,9 @@ BINS = 400  # from -1 to 1
 class Example:
     """A query's best images, and where its first right answer stands.
 
-    query: its number. images, scores: (k,) gallery numbers and similarities, best
-    first. first: the gallery number of the best right answer, first_score its
-    similarity, rank the place where it stands, from 1.
+    query: its number. images, scores: (k,) gallery numbers and their scores, best
+    first. first: the gallery number of the best right answer, first_score its score,
+    rank the place where it stands, from 1.
     """
 
     query: int
@@ -45,6 +45,7 @@ class Examples:
 def find(
     data: RetrievalSet,
     ranked: Ranked,
+    scores: Scores,
     queries: np.ndarray,
     gallery: np.ndarray,
     *,
@@ -53,7 +54,8 @@ def find(
 ) -> Examples:
     """Chooses `count` queries of each kind, and looks up what is shown of them.
 
-    ranked: the figures of queries (Q, P) in the gallery (N, P) by similarity. Best and
+    ranked: the queries' figures. scores: those by which images are ranked: numbers of
+    queries (B,) -> (B, N). queries (Q, P) and gallery (N, P): unit embeddings. Best and
     worst are by average precision, one query a person; a query without a right answer
     is never shown.
     """
@@ -68,7 +70,7 @@ def find(
     right, wrong = _histograms(data, order[:SAMPLE], queries, gallery)
     return Examples(
         {
-            kind: _look(data, numbers, queries, gallery)
+            kind: tuple(_look(data, number, scores) for number in numbers)
             for kind, numbers in chosen.items()
         },
         right,
@@ -82,30 +84,20 @@ def _one_a_person(order: np.ndarray, ids: np.ndarray, count: int) -> np.ndarray:
     return order[np.sort(first)[:count]]
 
 
-def _look(
-    data: RetrievalSet, numbers: np.ndarray, queries: np.ndarray, gallery: np.ndarray
-) -> tuple[Example, ...]:
-    if not len(numbers):
-        return ()
-    scores, images = ranking.top_k(queries[numbers], gallery, min(SHOWN, len(gallery)))
-    found = []
-    for number, score, image in zip(numbers, scores, images, strict=True):
-        right = data.person_ids == data.query_ids[number]
-        places = np.flatnonzero(right[image])
-        if len(places):
-            place = places[0]
-            first, first_score, rank = image[place], score[place], place + 1
-        else:
-            similarity = gallery @ queries[number]
-            first = np.flatnonzero(right)[np.argmax(similarity[right])]
-            first_score = similarity[first]
-            rank = max(len(image), np.sum(similarity > first_score)) + 1
-        found.append(
-            Example(
-                int(number), image, score, int(first), float(first_score), int(rank)
-            )
-        )
-    return tuple(found)
+def _look(data: RetrievalSet, number: int, scores: Scores) -> Example:
+    score = scores(np.array([number]))[0]  # (N,)
+    order = np.argsort(-score, kind="stable")
+    right = data.person_ids[order] == data.query_ids[number]
+    rank = int(np.argmax(right))  # from 0
+    best = order[:SHOWN]
+    return Example(
+        query=int(number),
+        images=best,
+        scores=score[best],
+        first=int(order[rank]),
+        first_score=float(score[order[rank]]),
+        rank=rank + 1,
+    )
 
 
 def _histograms(

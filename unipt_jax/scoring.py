@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from unipt_jax import intervals, ranking, slices
+from unipt_jax import intervals, ranking, rerank, slices
 from unipt_jax.errors import UserError
+from unipt_jax.examples import Scores
 from unipt_jax.ranking import Ranked
 from unipt_jax.retrieval import RetrievalSet
 
@@ -87,10 +88,11 @@ def score(
     protocol: Protocol,
     *,
     mesh: Mesh | None = None,
-) -> Scored:
+) -> tuple[Scored, Scores]:
     """Ranks the images (N, P) for each caption (Q, P), and the captions for each image.
 
-    Raises UserError where embeddings are not finite.
+    Also returns what ranks the images for captions: numbers of captions (B,) -> scores
+    (B, N), after re-ranking where there is one. Raises UserError where embeddings are not finite.
     """
     for name, rows in (("captions", queries), ("images", gallery)):
         broken = int((~np.isfinite(rows).all(axis=1)).sum())
@@ -102,20 +104,24 @@ def score(
             )
     texts, images = (queries, data.query_ids), (gallery, data.person_ids)
     pairs = (texts, images), (images, texts)
-    ranked = tuple(
+    plain = tuple(
         ranking.per_query(a, b, a_ids, b_ids, mesh=mesh)
         for (a, a_ids), (b, b_ids) in pairs
     )
     if not protocol.k1:
-        return Scored(model, selected_on, *ranked)
-    from unipt_jax import rerank
-
-    options = dict(k1=protocol.k1, k2=protocol.k2, weight=protocol.weight)
-    better = (
-        rerank.per_query(a, b, a_ids, b_ids, **options)
-        for (a, a_ids), (b, b_ids) in pairs
+        return Scored(
+            model, selected_on, *plain
+        ), lambda rows: queries[rows] @ gallery.T
+    options = dict(k1=protocol.k1, k2=protocol.k2, weight=protocol.weight, mesh=mesh)
+    to_image, to_text = (rerank.Reranker(a, b, **options) for (a, _), (b, _) in pairs)
+    scored = Scored(
+        model,
+        selected_on,
+        to_image.per_query(data.query_ids, data.person_ids),
+        to_text.per_query(data.person_ids, data.query_ids),
+        plain=plain,
     )
-    return Scored(model, selected_on, *better, plain=ranked)
+    return scored, to_image.scores
 
 
 def entry(

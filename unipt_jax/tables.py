@@ -58,6 +58,11 @@ def notes(entry: Mapping[str, Any]) -> list[str]:
     if protocol["rerank"]:
         before = entry["without_rerank"]
         plain = ", ".join(f"{n} {before[key]:.2f}" for key, n in FIGURES.items())
+        if all(before[key] == entry[key] for key in FIGURES):
+            plain = (
+                "the same figures, as where captions are near captions alone and images "
+                "near images: neighbours then say nothing"
+            )
         said.append(f"re-ranked ({protocol['rerank']}); without: {plain}")
     for key, name in DIRECTIONS.items():
         figures = direction(entry, key)
