@@ -193,27 +193,16 @@ def _query_figures(
     above = np.sort(np.where(valid, above, beyond), axis=1)
     level = np.sort(np.where(valid, level, beyond), axis=1)
 
-    # Right answers among themselves: better ones, and equals with oneself.
-    changes = above[:, 1:] != above[:, :-1]
-    edge = np.ones((len(above), 1), bool)
-    starts, ends = np.hstack([edge, changes]), np.hstack([changes, edge])
-    better = np.maximum.accumulate(np.where(starts, place, 0), axis=1)
-    until = np.where(ends, place + 1, above.shape[1])
-    until = np.minimum.accumulate(until[:, ::-1], axis=1)[:, ::-1]
+    better, until = _runs_of_equals(above)
     equals = np.where(valid, level - above, 1)
     right = np.where(valid, until - better, 1)
     wrong = equals - right  # (B, R) wrong answers that score the same
 
     above = np.where(valid, above, 0)
     rank = above + 1 + place - better  # right answers first
-    precision = np.stack(
-        [
-            _expected_precision(above, equals, right, better, harmonic),
-            (place + 1) / rank,
-            (place + 1) / (rank + wrong),
-        ]
-    )
-    precision[0] = np.where(wrong == 0, precision[1], precision[0])
+    first, last = (place + 1) / rank, (place + 1) / (rank + wrong)
+    mean = _expected_precision(above, equals, right, better, harmonic)
+    precision = np.stack([np.where(wrong == 0, first, mean), first, last])
     ap = np.sum(precision, axis=2, where=valid) / amount
 
     best = above[:, :1]
@@ -232,6 +221,20 @@ def _query_figures(
     inp[2] = amount / (above + equals)
     values = np.concatenate([hits, ap[:, None], inp[:, None]], axis=1)
     return values, np.any(wrong > 0, axis=1), curve
+
+
+def _runs_of_equals(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each entry of sorted rows (B, R): where its run of equals starts and ends.
+
+    For right answers these are the better ones, and with its equals itself.
+    """
+    place = np.arange(rows.shape[1])
+    changes = rows[:, 1:] != rows[:, :-1]
+    edge = np.ones((len(rows), 1), bool)
+    starts, ends = np.hstack([edge, changes]), np.hstack([changes, edge])
+    start = np.maximum.accumulate(np.where(starts, place, 0), axis=1)
+    end = np.where(ends, place + 1, rows.shape[1])
+    return start, np.minimum.accumulate(end[:, ::-1], axis=1)[:, ::-1]
 
 
 def _expected_precision(

@@ -176,6 +176,36 @@ class Block:
         ranked.fill(self.queries, self.above, self.level)
 
 
+def compare(
+    query: np.ndarray,
+    gallery: np.ndarray,
+    order: np.ndarray,
+    blocks: list[Block],
+    gallery_block: int,
+    mesh: Mesh | None,
+) -> None:
+    """Compare all right answers of the blocks with all of the gallery, in that order.
+
+    In the order of identities the right answers of a block lie in one chunk, or few:
+    where there are several chunks, only those are multiplied a second time.
+    """
+    one_chunk = len(gallery) <= gallery_block
+    if not one_chunk:
+        for offset, chunk, size in chunks(gallery, gallery_block, mesh, order):
+            for block in blocks:
+                if block.meets(offset, len(chunk)):
+                    tile = multiply(block.place(query), chunk, size)
+                    block.read(tile, offset)
+                    del tile  # or two are in memory
+    for offset, chunk, size in chunks(gallery, gallery_block, mesh, order):
+        for block in blocks:
+            tile = multiply(block.place(query), chunk, size)
+            if one_chunk:
+                block.read(tile, offset)
+            block.count(tile)
+            del tile
+
+
 def chunks(
     gallery: np.ndarray | jax.Array,
     block: int,

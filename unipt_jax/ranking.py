@@ -82,8 +82,7 @@ def per_query(
     Text to image has captions as queries; image to text is the same with sides swapped.
 
     Args:
-      query: (Q, D) float, rows of length 1.
-      gallery: (N, D) float, rows of length 1.
+      query, gallery: (Q, D) and (N, D) float, rows of length 1.
       query_ids: (Q,) integers.
       gallery_ids: (N,) integers. A query may have any number of right answers.
       mesh: shares the queries among all its devices; the gallery is on each of them.
@@ -113,23 +112,7 @@ def per_query(
         rank_tiles.Block(answers, answers.matched[start : start + rows], rows, mesh)
         for start in range(0, len(answers.matched), rows)
     ]
-    order = answers.order  # right answers of a block lie in one chunk, or few
-    one_chunk = len(gallery) <= gallery_block
-    if not one_chunk:
-        for offset, chunk, size in rank_tiles.chunks(
-            gallery, gallery_block, mesh, order
-        ):
-            for some in blocks:
-                if some.meets(offset, len(chunk)):
-                    tile = rank_tiles.multiply(some.place(query), chunk, size)
-                    some.read(tile, offset)
-    for offset, chunk, size in rank_tiles.chunks(gallery, gallery_block, mesh, order):
-        for some in blocks:
-            tile = rank_tiles.multiply(some.place(query), chunk, size)
-            if one_chunk:
-                some.read(tile, offset)
-            some.count(tile)
-            del tile  # or two are in memory
+    rank_tiles.compare(query, gallery, answers.order, blocks, gallery_block, mesh)
     for some in blocks:
         some.fill(ranked)
     return ranked
@@ -166,11 +149,12 @@ def per_query_of_scores(
     ranked = Ranked.unknown(answers.amount, len(gallery_ids), curve)
     rows = rank_tiles.rows_of_block(len(answers.matched), block, None)
     for start in range(0, len(answers.matched), rows):
-        some = rank_tiles.Block(
-            answers, answers.matched[start : start + rows], rows, None
-        )
-        part = np.asarray(scores(some.queries), np.float32)[:, answers.order]
-        tile = jnp.asarray(rank_tiles.padded(part, rows))
+        queries = answers.matched[start : start + rows]
+        some = rank_tiles.Block(answers, queries, rows, None)
+        tile = np.zeros((rows, len(gallery_ids)), np.float32)
+        part = np.asarray(scores(queries), np.float32)
+        np.take(part, answers.order, axis=1, out=tile[: len(part)], mode="clip")
+        tile = jnp.asarray(tile)
         some.read(tile, 0)
         some.count(tile)
         some.fill(ranked)

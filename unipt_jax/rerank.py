@@ -16,8 +16,8 @@ from unipt_jax import ranking
 from unipt_jax.rank_figures import Ranked
 
 ITEMS = 1024  # items that are described at once
-SCORES = 2**23  # scores of a block of queries with the whole gallery, at most
-ENTRIES = 2**22  # entries of two descriptions that meet at once, at most
+SCORES = 2**21  # scores of a block of queries with the whole gallery, at most
+ENTRIES = 2**21  # entries of two descriptions that meet at once, at most
 
 
 def per_query(
@@ -100,12 +100,14 @@ class Reranker:
         Not d* itself: near 0, where most scores lie, float32 is finer than near 1.
         """
         gallery = self.items[self.queries :]
+        scores = self.items[rows] @ gallery.T
+        scores *= self.weight
         shared = self._shared(rows, len(gallery))
-        total = self.sums[rows][:, None] + self.sums[self.queries :] - shared
-        jaccard = np.divide(shared, total, out=shared, where=total > 0)
-        jaccard *= 1 - self.weight
-        jaccard += self.weight * (self.items[rows] @ gallery.T)
-        return jaccard.astype(np.float32)
+        some = np.flatnonzero(shared)  # few
+        row, item = np.divmod(some, len(gallery))
+        total = self.sums[rows][row] + self.sums[self.queries :][item] - shared[some]
+        scores.ravel()[some] += (1 - self.weight) * shared[some] / total
+        return scores
 
     def per_query(
         self, query_ids: ArrayLike, gallery_ids: ArrayLike, *, curve: int = 50
@@ -149,7 +151,7 @@ class Reranker:
         return max(1, min(ITEMS, SCORES // (len(self.items) - self.queries)))
 
     def _shared(self, rows: np.ndarray, gallery: int) -> np.ndarray:
-        """(B, N): the sum of min(V(p), V(g)), over the items that describe both."""
+        """(B * N,): the sum of min(V(p), V(g)), over the items that describe both."""
         row, item, value = self.described.entries(rows)
         lengths = np.diff(self.by_item.start)[item]
         ends = np.cumsum(lengths)
@@ -164,7 +166,7 @@ class Reranker:
             least = np.minimum(value[which], height)
             shared += np.bincount(cell, least, minlength=len(shared))
             at = stop
-        return shared.reshape(len(rows), gallery)
+        return shared
 
 
 @dataclasses.dataclass(frozen=True)
