@@ -7,8 +7,8 @@
 The first is at ICFG-PEDES's size: 19,848 captions and as many images of 1,000 persons.
 The evaluators of the field (IRRA, RaSa, torchreid) hold the whole similarity matrix and
 sort every row of it. The same embeddings go through ours and through that, each side in
-a process of its own with as many threads as cores, turn by turn. The second is a gallery
-that no such matrix fits: Rank-k and the ten best.
+a process of its own with as many threads as cores, turn by turn. The second is of a
+size that no such matrix fits: Rank-k and the ten best.
 """
 
 import argparse
@@ -77,7 +77,7 @@ def compare(args: argparse.Namespace) -> dict:
 
 
 def measure_ours(args: argparse.Namespace) -> dict:
-    """Rank-k and the ten best of a gallery of any size, each in a process of its own."""
+    """Rank-k, and the ten best, each in a process of its own."""
     figures = {"benchmark": "rank_million"}
     for name in ("ours", "top10"):
         side = Side(name, args)
@@ -129,22 +129,16 @@ class Side:
 def serve(args: argparse.Namespace) -> None:
     """Evaluate once for every line on stdin, and answer on stdout."""
     run = SIDES[args.side](*embeddings(args))
-    before = resident_mb("VmRSS")  # imports and data
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts here
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew, from here
+    before = report.peak_rss_mb()  # imports and data
     print(json.dumps({"ready": args.side}), flush=True)
     for _ in sys.stdin:
         start = time.perf_counter()
         result = run()
         seconds = time.perf_counter() - start
-        above = resident_mb("VmHWM") - before
+        above = report.peak_rss_mb() - before
         answer = {"seconds": seconds, "mb_above_data": above, "result": result}
         print(json.dumps(answer), flush=True)
-
-
-def resident_mb(field: str) -> float:
-    status = Path("/proc/self/status").read_text()
-    line = next(line for line in status.splitlines() if line.startswith(field))
-    return int(line.split()[1]) / 1024
 
 
 def difference(ours: dict[str, float], torch: dict[str, float]) -> float:

@@ -384,6 +384,18 @@ def test_top_k_of_many_queries_and_of_a_gallery_on_a_device():
         np.testing.assert_array_equal(indices, expected[:, :5])
 
 
+@pytest.mark.parametrize("k", [1, 10, 21])
+@pytest.mark.parametrize("block", [700, 2000])
+def test_top_k_of_a_wide_gallery_of_equals_takes_the_lower_indices(k, block):
+    rng = np.random.default_rng(8)
+    query = rng.integers(-1, 2, (9, 4)).astype(np.float32)
+    gallery = rng.integers(-1, 2, (2000, 4)).astype(np.float32)
+    gallery[::2] = gallery[0]
+    expected = np.argsort(-(query @ gallery.T), axis=1, kind="stable")[:, :k]
+    _, indices = ranking.top_k(query, gallery, k, block=block)
+    np.testing.assert_array_equal(indices, expected)
+
+
 def test_top_k_beyond_the_gallery_is_refused():
     with pytest.raises(ValueError, match="k 4 must be at most the gallery's size, 3"):
         ranking.top_k(np.eye(3), np.eye(3), 4)

@@ -111,6 +111,15 @@ def test_blocks_do_not_change_the_scores(monkeypatch):
         np.testing.assert_allclose(figures[name], values, rtol=1e-12)
 
 
+def test_swapped_sides_have_the_scores_of_a_search_anew():
+    query, gallery, _, _ = clustered(20, 50, 9)
+    swapped = rerank.Reranker(query, gallery).swapped()
+    expected = by_equations(gallery, query)
+    np.testing.assert_allclose(swapped.scores(np.arange(50)), expected, atol=3e-7)
+    _, indices = swapped.top_k([49], 1)
+    assert indices == [[expected[49].argmax()]]
+
+
 def test_scores_on_8_devices_equal_one():
     query, gallery, _, _ = clustered(20, 50, 9)
     mesh = jax.make_mesh((8,), ("data",), devices=jax.devices()[:8])

@@ -231,6 +231,7 @@ def check_embeddings(
             )
         numpy = jnp if isinstance(rows, jax.Array) else np
         parts = (rows[i : i + 8192] for i in range(0, len(rows), 8192))
+        parts = (x.astype(np.float32, copy=False) for x in parts)
         broken = sum(int((~numpy.isfinite(x).all(axis=1)).sum()) for x in parts)
         if broken:
             raise ValueError(

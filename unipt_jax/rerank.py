@@ -6,6 +6,7 @@ the items that it is a neighbour of in both directions, and two items are near w
 their descriptions overlap. Descriptions are sparse: nothing of (Q + N)^2 is held.
 """
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -86,26 +87,39 @@ class Reranker:
         ranking.check_positive(k1=k1, k2=k2)
         if not 0 <= weight <= 1:
             raise ValueError(f"weight {weight} must lie between 0 and 1")
-        self.weight, self.queries = weight, len(query)
+        self.weight = weight
         self.items = np.concatenate([query, gallery]).astype(np.float32, copy=False)
         most = min(max(k1 + 1, k2), len(self.items))
         _, nearest = ranking.top_k(self.items, self.items, most, mesh=mesh)
         self.described = _averaged(_described(self.items, nearest, k1), nearest[:, :k2])
         self.sums = self.described.sums()
-        self.by_item = self.described.last(len(gallery)).transposed(len(self.items))
+        self._take_roles(range(len(query)), range(len(query), len(self.items)))
+
+    def swapped(self) -> "Reranker":
+        """Queries and gallery exchanged, the same items: nothing is searched anew."""
+        result = copy.copy(self)
+        result._take_roles(self.gallery, self.queries)
+        return result
+
+    def _take_roles(self, queries: range, gallery: range) -> None:
+        """Which items are the queries and which the gallery."""
+        self.queries, self.gallery = queries, gallery
+        part = self.described.part(gallery.start, gallery.stop)
+        self.by_item = part.transposed(len(self.items))
 
     def scores(self, rows: np.ndarray) -> np.ndarray:
         """1 - d* of the queries `rows` (B,) with the gallery -> (B, N) float32.
 
         Not d* itself: near 0, where most scores lie, float32 is finer than near 1.
         """
-        gallery = self.items[self.queries :]
-        scores = self.items[rows] @ gallery.T
+        rows = np.asarray(rows) + self.queries.start
+        gallery = slice(self.gallery.start, self.gallery.stop)
+        scores = self.items[rows] @ self.items[gallery].T
         scores *= self.weight
-        shared = self._shared(rows, len(gallery))
+        shared = self._shared(rows)
         some = np.flatnonzero(shared)  # few
-        row, item = np.divmod(some, len(gallery))
-        total = self.sums[rows][row] + self.sums[self.queries :][item] - shared[some]
+        row, item = np.divmod(some, len(self.gallery))
+        total = self.sums[rows][row] + self.sums[gallery][item] - shared[some]
         scores.ravel()[some] += (1 - self.weight) * shared[some] / total
         return scores
 
@@ -114,8 +128,8 @@ class Reranker:
     ) -> Ranked:
         """What `ranking.per_query` gives, after re-ranking."""
         for name, ids, rows in (
-            ("query", query_ids, self.queries),
-            ("gallery", gallery_ids, len(self.items) - self.queries),
+            ("query", query_ids, len(self.queries)),
+            ("gallery", gallery_ids, len(self.gallery)),
         ):
             ranking.checked_ids(ids, rows, name)
         return ranking.per_query_of_scores(
@@ -132,7 +146,7 @@ class Reranker:
         Raises:
           ValueError: k outside 1 to N.
         """
-        rows, total = np.asarray(rows), len(self.items) - self.queries
+        rows, total = np.asarray(rows), len(self.gallery)
         if not 1 <= k <= total:
             raise ValueError(f"k {k} must be 1 to the gallery's size, {total}")
         scores, indices = (
@@ -148,21 +162,24 @@ class Reranker:
 
     def _block(self) -> int:
         """Queries whose scores with the whole gallery are in memory at once."""
-        return max(1, min(ITEMS, SCORES // (len(self.items) - self.queries)))
+        return max(1, min(ITEMS, SCORES // len(self.gallery)))
 
-    def _shared(self, rows: np.ndarray, gallery: int) -> np.ndarray:
-        """(B * N,): the sum of min(V(p), V(g)), over the items that describe both."""
+    def _shared(self, rows: np.ndarray) -> np.ndarray:
+        """(B * N,): the sum of min(V(p), V(g)), over the items that describe both.
+
+        `rows` (B,) are items here.
+        """
         row, item, value = self.described.entries(rows)
         lengths = np.diff(self.by_item.start)[item]
         ends = np.cumsum(lengths)
-        shared = np.zeros(len(rows) * gallery)
+        shared = np.zeros(len(rows) * len(self.gallery))
         at = 0
         while at < len(item):
             before = ends[at - 1] if at else 0
             stop = max(at + 1, np.searchsorted(ends, before + ENTRIES, side="right"))
             which, other, height = self.by_item.entries(item[at:stop])
             which += at
-            cell = row[which] * gallery + other
+            cell = row[which] * len(self.gallery) + other
             least = np.minimum(value[which], height)
             shared += np.bincount(cell, least, minlength=len(shared))
             at = stop
@@ -201,12 +218,14 @@ class Sparse:
         of_row = np.repeat(np.arange(rows), np.diff(self.start))
         return np.bincount(of_row, self.value, minlength=rows)
 
-    def last(self, rows: int) -> "Sparse":
-        """The last so many rows."""
-        start = self.start[-1 - rows :]
-        return Sparse(start - start[0], self.column[start[0] :], self.value[start[0] :])
+    def part(self, first: int, stop: int) -> "Sparse":
+        """The rows from first to stop."""
+        at = slice(self.start[first], self.start[stop])
+        start = self.start[first : stop + 1] - self.start[first]
+        return Sparse(start, self.column[at], self.value[at])
 
     def transposed(self, columns: int) -> "Sparse":
+        """The columns, so many, as rows."""
         order = np.argsort(self.column, kind="stable")
         of_row = np.repeat(np.arange(len(self.start) - 1), np.diff(self.start))
         amount = np.bincount(self.column, minlength=columns)
