@@ -151,8 +151,25 @@ def test_a_checkpoint_chosen_on_the_reported_set_is_warned_of():
     assert "checkpoint chosen on: test" in said(chosen)
     assert tables.warning(entry(selected_on="val")) == ""
     for write in (tables.terminal, tables.markdown, tables.latex):
-        assert "warning: the checkpoint of mine step 3" in write(results(chosen))
+        assert "warning: the checkpoint of mine was" in write(results(chosen))
         assert "warning" not in write(results(entry(selected_on="val")))
+
+
+def test_a_note_that_holds_of_several_is_said_once():
+    one, two = entry("a", selected_on="val"), entry("b", selected_on="val")
+    assert tables.shared_notes(results(one, two)) == ["checkpoint chosen on: val"]
+    other = entry("c", selected_on="last step")
+    assert tables.shared_notes(results(one, two, other)) == [
+        "a on set/test, b on set/test: checkpoint chosen on: val",
+        "c on set/test: checkpoint chosen on: last step",
+    ]
+
+
+def test_intervals_beside_a_spread_are_explained_where_both_are_shown():
+    both = results(entry(**spread(0.3), **ends(9, 11)))
+    assert "brackets" not in tables.legend(both)
+    assert "brackets" in tables.legend(both, both=True)
+    assert "±" in tables.legend(both) and "±" in tables.legend(both, both=True)
 
 
 # --- rows ----------------------------------------------------------------------------

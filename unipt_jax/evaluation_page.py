@@ -39,11 +39,12 @@ def detail(
     metrics: the rows of the run's metrics.jsonl, none where there are none.
     """
     results = {data.name: entry}
-    said = [*filter(None, [tables.legend(results)]), *tables.notes(entry)]
+    legend = tables.legend(results, both=True)
+    said = [*filter(None, [legend]), *tables.notes(entry)]
     cmc = {name: _figures(entry, key)["cmc"] for key, name in tables.DIRECTIONS.items()}
     curve = page.ranks_and_scores(cmc, examples.right, examples.wrong)
     sections = [
-        Section("", [_directions(entry)], text=". ".join(said)),
+        Section("", [_directions(entry)], text="; ".join(said)),
         Section("Ranks and scores", [page.Chart(curve)]),
         *_slices(entry),
         *_galleries(entry, data, examples),
@@ -66,7 +67,9 @@ def overview(results: tables.Results, links: Mapping[str, str]) -> str:
     """
     systems, sets = tables.systems_of(results), tables.sets_of(results)
     names = {(e["system"], e["set"]): name for name, e in results.items()}
-    said = [tables.legend(results), "bold is the best on a set"]
+    said = [tables.legend(results, both=True)]
+    said += ["bold is the best on a set"] if len(systems) > 1 else []
+    said += tables.shared_notes(results)
     sections = [
         Section(
             "Rank-1 and mAP, text to image",
@@ -80,13 +83,6 @@ def overview(results: tables.Results, links: Mapping[str, str]) -> str:
         chart = page.Chart(page.ranks_and_scores(cmc))
         parts = [_systems(rows, key) for key in tables.DIRECTIONS]
         sections.append(Section(name, [*parts, chart]))
-    notes = [
-        [Cell(name), Cell(note)]
-        for name, entry in results.items()
-        for note in tables.notes(entry)
-    ]
-    if notes:
-        sections.append(Section("Notes", [page.Table(["", ""], notes, names=2)]))
     return page.render(
         title="Text-to-image retrieval",
         subtitle=f"systems: {', '.join(systems)}; sets: {', '.join(sets)}",

@@ -23,6 +23,7 @@ STYLE = """
  th, td { padding: .3rem .9rem; text-align: right; border-bottom: 1px solid #ddd;
           font-variant-numeric: tabular-nums; vertical-align: top }
  th { font-weight: 600 } .left { text-align: left } .below { font-size: .8rem }
+ td:not(.left) .below { white-space: nowrap }
  td.best { font-weight: 700 } tr.faint { color: #888 } a { color: #1558b0 }
  table.bars td { padding: .12rem .9rem }
  .bar { position: relative; width: 22rem; height: 1.1rem; background: #f1f3f5 }

@@ -44,7 +44,7 @@ def warning(entry: Mapping[str, Any]) -> str:
     if not entry["selected_here"]:
         return ""
     return (
-        f"warning: the checkpoint of {entry['model']} was chosen by its figures on "
+        f"warning: the checkpoint of {entry['system']} was chosen by its figures on "
         f"{entry['set']} itself, so they flatter it; report a split that chose nothing"
     )
 
@@ -99,19 +99,31 @@ def uncertainty(figures: Mapping[str, Any], name: str, *, interval: bool = True)
     return ""
 
 
-def legend(results: Results) -> str:
-    """What stands behind the figures, in words."""
+def legend(results: Results, *, both: bool = False) -> str:
+    """What stands behind the figures, in words. both: intervals beside the spread."""
     entries = list(results.values())
     said = []
     if any("std" in entry for entry in entries):
         said.append("± is the standard deviation over runs")
-    if any("intervals" in entry and "std" not in entry for entry in entries):
+    if any("intervals" in entry and (both or "std" not in entry) for entry in entries):
         level = f"{entries[0]['protocol']['level']:.0%}"
         said.append(
             f"brackets are {level} intervals over persons ("
             f"{entries[0]['protocol']['bootstrap']} bootstrap draws)"
         )
     return "; ".join(said)
+
+
+def shared_notes(results: Results) -> list[str]:
+    """The notes on all entries, each once, with those of whom it holds."""
+    of: dict[str, list[str]] = {}
+    for name, entry in results.items():
+        for note in notes(entry):
+            of.setdefault(note, []).append(name)
+    return [
+        note if len(names) == len(results) else f"{', '.join(names)}: {note}"
+        for note, names in of.items()
+    ]
 
 
 # --- terminal ------------------------------------------------------------------------
@@ -134,11 +146,7 @@ def terminal(results: Results) -> str:
         blocks.append(f"{direction_name}\n{aligned(lines)}")
     if len(results) > 1:
         blocks += [_matrix(results, figure) for figure in ("rank1", "map")]
-    said = [legend(results)] if legend(results) else []
-    for name, entry in results.items():
-        found = [*notes(entry), *filter(None, [warning(entry)])]
-        said += [f"{name}: {note}" if len(results) > 1 else note for note in found]
-    return "\n\n".join([*blocks, *(["\n".join(said)] if said else [])])
+    return "\n\n".join([*blocks, *_paragraph(results, "{}")])
 
 
 def _lines(entry: Mapping[str, Any], key: str) -> list[list[str]]:
@@ -158,7 +166,7 @@ def _lines(entry: Mapping[str, Any], key: str) -> list[list[str]]:
         lines.append(["", "", *unsure, "", ""])
     for run in entry.get("runs", ()):
         own = [f"{direction(run, key)[name]:.2f}" for name in FIGURES]
-        lines.append(["", run["model"], *own, "", ""])
+        lines.append(["", run["model"].rsplit("/")[-1], *own, "", ""])
     return lines
 
 
@@ -201,7 +209,7 @@ def markdown(results: Results) -> str:
             lines.append([*cells, *_cells(entry, key)])
         table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         blocks.append(f"**{name[0].upper()}{name[1:]}**\n\n{table}")
-    return "\n\n".join([*blocks, *_remarks(results, "- {}")]) + "\n"
+    return "\n\n".join([*blocks, *_paragraph(results, "- {}")]) + "\n"
 
 
 def latex(results: Results) -> str:
@@ -216,7 +224,7 @@ def latex(results: Results) -> str:
             cells += [cell.replace("±", r"$\pm$") for cell in _cells(entry, key)]
             lines.append(" & ".join(cells) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}"]
-    return "\n".join([*_remarks(results, "% {}"), *lines]) + "\n"
+    return "\n".join([*_paragraph(results, "% {}"), *lines]) + "\n"
 
 
 def escaped(text: str) -> str:
@@ -231,12 +239,12 @@ def _cells(entry: Mapping[str, Any], key: str) -> list[str]:
     ]
 
 
-def _remarks(results: Results, form: str) -> list[str]:
-    said = [legend(results)] if legend(results) else []
-    for name, entry in results.items():
-        found = [*notes(entry), *filter(None, [warning(entry)])]
-        said += [f"{name}: {note}" for note in found]
-    return ["\n".join(form.format(one) for one in said)] if said else []
+def _paragraph(results: Results, form: str) -> list[str]:
+    """Legend, notes and warnings, a line each; nothing where there are none."""
+    warnings = map(warning, results.values())
+    said = [legend(results), *shared_notes(results), *warnings]
+    lines = [form.format(one) for one in said if one]
+    return ["\n".join(lines)] if lines else []
 
 
 FORMATS = {"markdown": markdown, "latex": latex}
