@@ -113,15 +113,15 @@ def score(
             model, selected_on, *plain
         ), lambda rows: queries[rows] @ gallery.T
     options = dict(k1=protocol.k1, k2=protocol.k2, weight=protocol.weight, mesh=mesh)
-    to_image, to_text = (rerank.Reranker(a, b, **options) for (a, _), (b, _) in pairs)
+    reranker = rerank.Reranker(queries, gallery, **options)
     scored = Scored(
         model,
         selected_on,
-        to_image.per_query(data.query_ids, data.person_ids),
-        to_text.per_query(data.person_ids, data.query_ids),
+        reranker.per_query(data.query_ids, data.person_ids),
+        reranker.swapped().per_query(data.person_ids, data.query_ids),
         plain=plain,
     )
-    return scored, to_image.scores
+    return scored, reranker.scores
 
 
 def entry(
