@@ -27,9 +27,8 @@ def section(tower: str, **changes) -> dict:
 def make_run(folder, model: dict, tokenizer, lengths=(16, 40), pixels=None):
     """Writes a run directory with one checkpoint, of step 3; returns its parameters."""
     pixels = pixels or dict(mean=(0.5, 0.4, 0.3), std=(0.5, 0.6, 0.7))
-    config = dict(
-        job="pretrain", model=model, pixels=pixels, data=dict(lengths=lengths)
-    )
+    config = dict(job="pretrain", model=model, pixels=pixels)
+    config |= dict(data=dict(lengths=lengths), evaluate=dict(val=""))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     tokenizer.save(folder / "tokenizer")
