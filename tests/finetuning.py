@@ -1,0 +1,82 @@
+"""The finetune job made small, run in this process as the command line has it."""
+
+import contextlib
+import io
+import json
+import pathlib
+import signal
+import sys
+from unittest import mock
+
+import helpers
+import jax
+from absl import flags
+
+from unipt_jax import main, sharding
+
+# The quickstart's pair made smaller still, with dropout on, in batches of 16.
+TOWER = ("features=16", "heads=2", "hidden=24", "layers=1", "dropout=0.1")
+SMALL = (
+    "--config.batch_size=16",
+    "--config.steps=4",
+    "--config.model.image.height=48",
+    "--config.model.image.width=16",
+    *(f"--config.model.{t}.{field}" for t in ("image", "text") for field in TOWER),
+    "--config.model.embedding=16",
+    "--config.model.pgu.parts=3",
+    "--config.model.pgu.heads=2",
+    "--config.model.pgu.head_width=8",
+    "--config.model.pgu.hidden=16",
+    "--config.model.pgu.features=8",
+    "--config.model.interaction.heads=2",
+    "--config.evaluate.batch_size=16",
+    "--config.every.report=1",
+    "--config.every.evaluate=0",
+    "--config.every.save=0",
+)
+FIGURES = {"rank1", "rank5", "rank10", "map", "minp", "queries", "gallery"}
+
+
+def here(*argv: str, devices: int = 1) -> tuple[int, str]:
+    """Exit code and output of any job with these flags, on so many devices."""
+
+    def make_mesh(*, data: int, fsdp: int) -> jax.sharding.Mesh:
+        return helpers.mesh_of(devices, fsdp)
+
+    said, before = io.StringIO(), signal.getsignal(signal.SIGTERM)
+    for name in [n for n in flags.FLAGS if n.startswith("config.")]:
+        delattr(flags.FLAGS, name)  # the overrides of an earlier call
+    for name in ("config", "workdir"):
+        flags.FLAGS[name].unparse()
+    argv = ["main", *argv]
+    try:
+        with (
+            mock.patch.object(sharding, "make_mesh", make_mesh),
+            mock.patch.object(sys, "argv", argv),  # where overrides are read
+            contextlib.redirect_stdout(said),
+            contextlib.redirect_stderr(said),
+        ):
+            code = main.run(argv)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return code, said.getvalue()
+
+
+def small(persons, workdir, *more: str, variant: str = "quickstart") -> list[str]:
+    """The flags of a small run on `persons`; random weights unless `more` says."""
+    return [
+        f"--config=configs/finetune.py:{variant}",
+        *SMALL,
+        f"--config.data.records={persons}",
+        f"--config.tokenizer={pathlib.Path(persons) / 'tokenizer'}",
+        "--config.init.model=",
+        "--config.init.scratch=True",
+        f"--workdir={workdir}",
+        *more,
+    ]
+
+
+def rows(workdir) -> list[dict]:
+    """The rows of metrics.jsonl."""
+    text = (pathlib.Path(workdir) / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
