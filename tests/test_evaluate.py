@@ -227,6 +227,7 @@ def test_a_slip_in_the_last_name_costs_nothing(
     [
         (dict(rows="markdown,html"), "rows 'html' is not one of markdown, latex"),
         (dict(examples=-1), "examples=-1 must be 0 or more"),
+        (dict(seed=-1), "seed=-1 must be 0 or more"),
         (dict(fit="stretch"), "fit 'stretch' is not one of"),
         (dict(batch_size=12), "batch_size=12 must be a positive multiple of the 8"),
         (dict(without_match="no"), "without_match 'no' is not one of"),
@@ -241,6 +242,15 @@ def test_a_field_that_means_nothing_is_one_sentence(
         evaluate.run(job, str(tmp_path / "out"))
     assert words in str(caught.value) and "\n" not in str(caught.value)
     assert not [line for line in stage.log if not line.startswith("check")]
+
+
+def test_a_workdir_that_is_a_file_is_one_sentence(stage, persons, tmp_path):
+    (tmp_path / "out").write_text("")
+    job = config(model="first")
+    job.data.records = str(persons)
+    with pytest.raises(UserError, match="out is a file; give a folder"):
+        evaluate.run(job, str(tmp_path / "out"))
+    assert stage.log == ["check first"]
 
 
 def test_a_single_pair_is_one_page_and_an_entry_by_the_set_s_name(

@@ -144,8 +144,9 @@ def _options(config: Any) -> Options:
                 f"rows '{name}' is not one of {', '.join(tables.KINDS)}; several "
                 "stand between commas"
             )
-    if config.examples < 0:
-        raise UserError(f"examples={config.examples} must be 0 or more")
+    for name in ("examples", "seed"):
+        if config[name] < 0:
+            raise UserError(f"{name}={config[name]} must be 0 or more")
     protocol = Protocol(
         without_match=config.without_match,
         bootstrap=config.bootstrap,
@@ -242,6 +243,10 @@ class _Outputs:
         self._results: dict[str, Any] = {}
         self._links: dict[str, str] = {}
         self._writes = jax.process_index() == 0
+        if self._workdir.exists() and not self._workdir.is_dir():
+            raise UserError(
+                f"--workdir={workdir} is a file; give a folder, or a new name"
+            )
         if self._writes:
             self._workdir.mkdir(parents=True, exist_ok=True)
 

@@ -58,7 +58,7 @@ def notes(entry: Mapping[str, Any]) -> list[str]:
     if protocol["rerank"]:
         before = entry["without_rerank"]
         plain = ", ".join(f"{n} {before[key]:.2f}" for key, n in FIGURES.items())
-        if all(before[key] == entry[key] for key in FIGURES):
+        if all(f"{before[key]:.2f}" == f"{entry[key]:.2f}" for key in FIGURES):
             plain = (
                 "the same figures, as where captions are near captions alone and images "
                 "near images: neighbours then say nothing"
