@@ -91,7 +91,7 @@ class Optimiser:
 
     groups: (pattern, factor): the first pattern found in a parameter's path gives the
     factor on its learning rate. clip: the largest norm of the whole gradient; 0: none.
-    decoupled: the weight decay is AdamW's; else it is added to the gradient, as
+    decoupled: the weight decay is AdamW's; else it is added to the clipped gradient, as
     `torch.optim.Adam` does.
     """
 
@@ -120,17 +120,18 @@ class Optimiser:
 
         Returns the new state and {"lr", "gradient_norm"}.
         """
-        decays = tree.assign(state.params, DECAY)
-        if not self.decoupled:
-
-            def add(g: jax.Array, p: jax.Array, decay: float) -> jax.Array:
-                return g + self.weight_decay * decay * p
-
-            grads = jax.tree.map(add, grads, state.params, decays)
         norm = global_norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         good = finite & (state.bad_step < 0)
         shrink = jnp.minimum(1.0, self.clip / norm) if self.clip else jnp.float32(1.0)
+        decays = tree.assign(state.params, DECAY)
+        if not self.decoupled:  # added to the clipped gradient
+
+            def add(g: jax.Array, p: jax.Array, decay: float) -> jax.Array:
+                return shrink * g + self.weight_decay * decay * p
+
+            grads = jax.tree.map(add, grads, state.params, decays)
+            shrink = jnp.float32(1.0)
         b1, b2 = self.betas
 
         def mean(m: jax.Array, g: jax.Array) -> jax.Array:
