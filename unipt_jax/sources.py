@@ -108,13 +108,19 @@ def locate(name: str | os.PathLike) -> pathlib.Path:
     path = pathlib.Path(os.path.expanduser(name))
     if path.exists():
         return path
+    check_id(name)
+    return _fetch(str(name))
+
+
+def check_id(name: str | os.PathLike) -> None:
+    """Raises UserError where what is not here cannot be the id of a hub either."""
+    path = pathlib.Path(os.path.expanduser(name))
     if not HUB_ID.fullmatch(str(name)) or path.suffix in SUFFIXES:
         raise UserError(
             f"there is no file or folder {path}; give one that holds weights "
             f"({', '.join(FILES[:1] + FILES[3:4])}, .pt, .ckpt), or a Hugging Face hub "
             "id such as google/vit-base-patch16-384"
         )
-    return _fetch(str(name))
 
 
 def _fetch(name: str) -> pathlib.Path:

@@ -87,6 +87,8 @@ def tokenizer_of(init: Mapping[str, Any]) -> str:
             "--config.tokenizer=FOLDER"
         )
     own = epath.Path(name).expanduser() / "tokenizer"  # of a run
+    if not own.parent.exists():
+        sources.check_id(name)
     return str(own) if own.is_dir() else name
 
 

@@ -1,6 +1,7 @@
 """The two training jobs, pretrain and finetune: a config and records in; what runs out."""
 
 import functools
+import json
 from typing import Any
 
 import jax
@@ -8,7 +9,17 @@ from etils import epath
 from jax.sharding import Mesh
 
 from unipt_jax import encoder as encoders
-from unipt_jax import evaluate, loop, objectives, report, rundir, sharding, start
+from unipt_jax import (
+    evaluate,
+    loop,
+    objectives,
+    optim,
+    report,
+    rundir,
+    sharding,
+    start,
+    tree,
+)
 from unipt_jax.data import pipeline, tokenizers
 from unipt_jax.data.records import CaptionRecord, PersonRecord, Records
 from unipt_jax.errors import UserError
@@ -22,7 +33,7 @@ HOLD_OUT = "hold_out"  # config.evaluate.val, where the records have no such spl
 
 def pretrain(config: Any, workdir: str) -> None:
     """The job: UniPT's pre-training, from wherever the run directory stands."""
-    mesh, tokenizer = _begin(config)
+    mesh, tokenizer = _begin(config, workdir)
     model = encoders.build_model(config, tokenizer)
     _check_lengths(config, model)
     objective = objectives.pretrain(
@@ -44,14 +55,14 @@ def pretrain(config: Any, workdir: str) -> None:
 def finetune(config: Any, workdir: str) -> None:
     """The job: supervised fine-tuning on identities, from wherever the run stands."""
     start.check_given(config.init)
-    config = _settled(config, classes=0)
-    mesh, tokenizer = _begin(config)
+    config = _settled(config, workdir, classes=0)
+    mesh, tokenizer = _begin(config, workdir)
     bare = encoders.build_model(config, tokenizer)
     _check_lengths(config, bare)
     start.check_towers(config.init["model"], config.model)
     # Classifiers are never loaded: identities are those of the set at hand.
     found = _weights(config, workdir, bare, tokenizer)
-    held = config.evaluate.hold_out if config.evaluate.val == HOLD_OUT else 0.0
+    held = _held_out(config)
     batches = open_batches(
         config,
         tokenizer,
@@ -62,7 +73,7 @@ def finetune(config: Any, workdir: str) -> None:
     )
     weights = objectives.FinetuneWeights(**config.loss)
     if weights.identity or weights.pgu:
-        config = _settled(config, classes=batches.classes)
+        config = _settled(config, workdir, classes=batches.classes)
     model = encoders.build_model(config, tokenizer)
     objective = objectives.finetune(
         model,
@@ -82,17 +93,59 @@ def finetune(config: Any, workdir: str) -> None:
     _run(config, workdir, model, objective, batches, tokenizer, mesh, found, val, lines)
 
 
-def _begin(config: Any) -> tuple[Mesh, tokenizers.Tokenizer]:
+def _begin(config: Any, workdir: str) -> tuple[Mesh, tokenizers.Tokenizer]:
     """The devices and the words; the cheap mistakes are found here."""
     mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
     sharding.check_batch("batch_size", config.batch_size, mesh)
+    _check_length(config)
+    if config.evaluate.test:  # not only at the end of a long run
+        folder = config.evaluate.records or config.data.records
+        Records(folder, config.evaluate.test, PersonRecord)
+    own = epath.Path(workdir) / "tokenizer"  # where it came from may be gone
+    kept = _goes_on(workdir) and own.is_dir()
+    words = tokenizers.load(own if kept else config.tokenizer)
+    return mesh, words.with_mask() if config.mlm.add_mask else words
+
+
+def _check_length(config: Any) -> None:
+    """Raises UserError where no schedule follows from the fields."""
+    if config.decay not in optim.DECAYS:
+        raise UserError(
+            f"decay '{config.decay}' is not one of {', '.join(optim.DECAYS)}"
+        )
     if config.decay == "steps" and not config.drops:
         raise UserError(
             "decay=steps, but drops is empty; name the epochs after which the rate "
             "falls, such as --config.drops='(20, 40, 50)'"
         )
-    words = tokenizers.load(config.tokenizer)
-    return mesh, words.with_mask() if config.mlm.add_mask else words
+    if config.epochs < 1 or config.steps < 0:
+        raise UserError(
+            f"epochs={config.epochs} and steps={config.steps}: epochs must be 1 or more, "
+            "steps 0 (as many as the epochs give) or more"
+        )
+
+
+def _held_out(config: Any) -> float:
+    """The share of train's identities that val is made of; 0 where val is a split."""
+    if config.evaluate.val != HOLD_OUT:
+        return 0.0
+    if not config.evaluate.hold_out:
+        raise UserError(
+            "evaluate.val=hold_out, but evaluate.hold_out=0; give the share of train's "
+            "identities that is kept for it, such as 0.05"
+        )
+    return config.evaluate.hold_out
+
+
+def _check_groups(config: Any, params: Any) -> None:
+    """Raises UserError where the groups of the rates do not fit the parameters."""
+    try:
+        tree.assign(params, [tuple(group) for group in config.optimiser.groups])
+    except ValueError as error:
+        raise UserError(
+            f"config.optimiser.groups: {error}; a group that matches nothing is of a "
+            "part that this run does not have, or misspelt: leave it out"
+        ) from error
 
 
 def _check_lengths(config: Any, model: unipt.DualEncoder) -> None:
@@ -105,6 +158,11 @@ def _check_lengths(config: Any, model: unipt.DualEncoder) -> None:
 
 def _pixels(config: Any) -> objectives.Pixels:
     pixels = config.pixels
+    if pixels.shift < 0 or not 0 <= pixels.erasing <= 1:
+        raise UserError(
+            f"pixels.shift={pixels.shift} and pixels.erasing={pixels.erasing}: shift "
+            "must be 0 or more pixels, erasing a probability from 0 to 1"
+        )
     return objectives.Pixels(
         **encoders.pixel_options(pixels),
         flips=pixels.flips,
@@ -114,12 +172,17 @@ def _pixels(config: Any) -> objectives.Pixels:
 
 
 def _masking(config: Any, tokenizer: tokenizers.Tokenizer) -> objectives.Masking:
+    if not 0 <= config.mlm.rate < 1:
+        raise UserError(
+            f"mlm.rate={config.mlm.rate} must be a share of the words, from 0 (no MLM) "
+            "to below 1"
+        )
     words = config.mlm.whole_words and config.loss.mlm > 0
     continuation = tokenizer.continuation() if words else None
     return objectives.Masking(tokenizer.mask, config.mlm.rate, continuation)
 
 
-def _settled(config: Any, classes: int) -> Any:
+def _settled(config: Any, workdir: str, classes: int) -> Any:
     """The config with what follows from others of its fields, and from the data."""
     config = config.copy_and_resolve_references()
     with config.unlocked():
@@ -128,8 +191,18 @@ def _settled(config: Any, classes: int) -> Any:
         if not config.loss.mlm:
             config.model.interaction.layers = 0
         config.model.identities = classes
+        before = epath.Path(workdir) / "config.json"
+        if not config.tokenizer and _goes_on(workdir) and before.is_file():
+            config.tokenizer = json.loads(before.read_text())["tokenizer"]
         config.tokenizer = config.tokenizer or start.tokenizer_of(config.init)
     return config
+
+
+def _goes_on(workdir: str) -> bool:
+    """Whether the run has a checkpoint."""
+    # Whole ones alone: what a killed save leaves is a number and more.
+    saved = epath.Path(workdir).glob("checkpoints/[0-9]*")
+    return any(path.name.isdigit() for path in saved)
 
 
 def _weights(config, workdir, model, tokenizer) -> dict[str, Any] | None:
@@ -137,9 +210,7 @@ def _weights(config, workdir, model, tokenizer) -> dict[str, Any] | None:
 
     Read before anything is written: weights are the likeliest to be missing.
     """
-    # Whole checkpoints alone: what a killed save leaves is a number and more.
-    saved = epath.Path(workdir).glob("checkpoints/[0-9]*")
-    if any(path.name.isdigit() for path in saved):
+    if _goes_on(workdir):
         return None
     return start.read(config.init, model, tokenizer, extend=config.mlm.add_mask)
 
@@ -175,12 +246,15 @@ def _run(
 ) -> None:
     """Opens the run directory, says what is in force, and trains."""
     steps = config.steps or config.epochs * len(batches) // config.batch_size
+    init = functools.partial(unipt.initialise, model, jax.random.key(0))
+    params = jax.eval_shape(init)
+    _check_groups(config, params)
     workdir = rundir.open_workdir(config, workdir, harmless=HARMLESS)
     if jax.process_index() == 0 and not (workdir / "tokenizer").exists():
         tokenizer.save(workdir / "tokenizer")
     if found is not None:
         lines = lines | start.choices(found)
-    announce(config, model, tokenizer, batches, steps, mesh, lines)
+    announce(config, params, tokenizer, batches, steps, mesh, lines)
     found = found or {}
     loop.fit(
         *(config, workdir, model, objective, batches, tokenizer, steps, mesh),
@@ -188,13 +262,12 @@ def _run(
     )
 
 
-def announce(config, model, tokenizer, batches, steps, mesh, more) -> None:
+def announce(config, params, tokenizer, batches, steps, mesh, more) -> None:
     """Prints the choices that a reader of the paper would ask for, and `more`."""
     if jax.process_index() != 0:
         return
     table = batches.table
-    init = functools.partial(unipt.initialise, model, jax.random.key(0))
-    report.parameter_table(jax.eval_shape(init))
+    report.parameter_table(params)
     chosen_on = config.evaluate.val or "nothing: the last step is taken"
     values = {
         "recipe": config.recipe,
