@@ -132,6 +132,7 @@ def finetune(
     """
     with_mlm = weights.mlm > 0 and masked.rate > 0
     _check_parts(model, weights, masked if with_mlm else None)
+    _check_ranking(margin, reduction)
 
     def loss(params: Any, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
         augment_key, mask_key, dropout_key, rank_key = jax.random.split(key, 4)
@@ -266,6 +267,19 @@ def _check_parts(
         there = model.interaction is not None or model.mlm_output != "none"
         remedy = "model.interaction.layers=4, or model.mlm_output=tied"
         _check_head(there, remedy, masked.mask_id)
+
+
+def _check_ranking(margin: float, reduction: str) -> None:
+    if not 0 < margin <= 2:  # nor NaN
+        raise UserError(
+            f"ranking.margin={margin} must be above 0, and at most 2, the widest that "
+            "cosines lie apart; the paper has 0.2"
+        )
+    if reduction not in losses.REDUCTIONS:
+        raise UserError(
+            f"ranking.reduction '{reduction}' is not one of "
+            + ", ".join(losses.REDUCTIONS)
+        )
 
 
 def _interleave(a: jax.Array, b: jax.Array) -> jax.Array:

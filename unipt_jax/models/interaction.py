@@ -32,10 +32,6 @@ class Interaction(nn.Module):
         Returns (B, L, P): what each word can be guessed from.
         """
         width = text.shape[-1]
-        if width % self.heads:
-            raise ValueError(
-                f"interaction.heads {self.heads} must divide the embedding, {width}"
-            )
         norm = dict(epsilon=self.norm_eps, dtype=self.dtype)
         x = layers.CrossAttention(
             self.heads, width // self.heads, self.dtype, name="cross_attention"

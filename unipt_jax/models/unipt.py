@@ -294,6 +294,7 @@ def build(model: Mapping[str, Any], *, vocabulary: int, pad: int, cls: int, sep:
     head = {k: v for k, v in model.items() if k not in taken}
     parts = dict(model.get("pgu") or NO_PGU)
     cross = dict(model.get("interaction") or NO_INTERACTION)
+    _check_parts(parts, cross, model)
     return DualEncoder(
         image=vit.ViT(**image, dtype=dtype),
         text=TEXT_TOWERS[kind](**text, vocabulary=vocabulary, dtype=dtype),
@@ -305,6 +306,30 @@ def build(model: Mapping[str, Any], *, vocabulary: int, pad: int, cls: int, sep:
         sep=sep,
         dtype=dtype,
     )
+
+
+def _check_parts(parts: Mapping, cross: Mapping, model: Mapping[str, Any]) -> None:
+    """Raises UserError where the PGU or the interaction encoder cannot be built."""
+    if parts["parts"] < 0 or cross["layers"] < 0:
+        raise UserError(
+            f"pgu.parts={parts['parts']} and interaction.layers={cross['layers']} must "
+            "be 0 (none) or more"
+        )
+    if parts["parts"]:
+        widths = model["image"]["features"], model["text"]["features"]
+        tokens = parts.get("tokens", "projected")
+        if tokens not in ("projected", "tower"):
+            raise UserError(f"pgu.tokens '{tokens}' is not one of projected, tower")
+        if tokens == "tower" and widths[0] != widths[1]:
+            raise UserError(
+                f"pgu.tokens=tower needs two towers of one width, here are {widths[0]} "
+                f"and {widths[1]}; use pgu.tokens=projected"
+            )
+    if cross["layers"] and model["embedding"] % cross["heads"]:
+        raise UserError(
+            f"interaction.heads={cross['heads']} must divide the embedding, "
+            f"{model['embedding']}"
+        )
 
 
 def section(model: DualEncoder) -> dict[str, Any]:
