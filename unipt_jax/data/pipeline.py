@@ -183,7 +183,7 @@ class TrainBatches:
                 "identity, which fine-tuning needs; prepare a set that has, or leave "
                 "them out of the split"
             )
-        known = np.unique(labels[labels != UNKNOWN])
+        known = np.unique(labels[self._samples[:, 0]])  # of images with a caption
         count = round(hold_out * len(known))
         if hold_out and not 0 < count < len(known):
             raise UserError(
@@ -197,13 +197,18 @@ class TrainBatches:
         self._samples = self._samples[np.isin(labels[self._samples[:, 0]], stays)]
         self._class = np.searchsorted(stays, labels)
         self.classes = len(stays)
+        if self.classes == 1:
+            raise UserError(
+                f"one identity is left to train on in {where}, {count} held out; "
+                "fine-tuning tells identities apart, and needs two or more"
+            )
 
     def _check_identities(self) -> None:
         """Sorts the samples by identity, where batches are drawn so."""
         p = self._identities
         if not p:
             return
-        if self._batch_size % p or p == self._batch_size:
+        if p < 0 or self._batch_size % p or p == self._batch_size:
             raise UserError(
                 f"data.identities={p} must divide batch_size={self._batch_size} into "
                 "two samples of an identity or more; 0 takes samples as they come"
