@@ -136,7 +136,11 @@ def read(config: ConfigDict, name: str) -> None:
 
 
 def small(config: ConfigDict) -> None:
-    """The quickstart's towers, on the embedded persons, at rates that suit their size."""
+    """The quickstart's towers, on the embedded persons, and what suits their size.
+
+    With the paper's recipe, chosen on val: on 125 identities the identity loss of the
+    summaries does harm at its full weight, and the summaries rank better than the parts.
+    """
     dropped = config.model.image.drop_path
     common.small(config)
     config.model.image.drop_path = dropped
@@ -147,12 +151,19 @@ def small(config: ConfigDict) -> None:
     config.init.model = "runs/quickstart/pretrain"
     config.lr = 1e-3
     config.optimiser.clip = 1.0
-    config.every.update(dict(report=20, evaluate=50, save=50))
+    config.epochs = 40
+    config.every.update(dict(report=25, evaluate=50, save=50))
+    if config.recipe == "paper":
+        config.loss.identity = 0.1
+        config.ranking.reduction = "mean"
+        config.model.retrieval = "global"
+        config.optimiser.groups = (("", 1.0),)
+        config.warmup, config.decay, config.drops = 0.1, "cosine", ()
 
 
 def quickstart() -> ConfigDict:
     """A minute on the embedded persons, from `make quickstart`'s pre-trained pair."""
     config = get_config("synthetic").unlock()
     config.recipe = "quickstart"
-    config.steps = 200
+    config.steps = 150
     return config.lock()
