@@ -254,12 +254,21 @@ def _check_parts(
     model: DualEncoder, weights: FinetuneWeights, masked: Masking | None
 ) -> None:
     """Raises UserError where a loss has a weight and the model lacks its part."""
-    if not any(dataclasses.astuple(weights)):
-        raise UserError("every weight in config.loss is 0; give one that is not")
+    counted = weights if masked else dataclasses.replace(weights, mlm=0.0)
+    if not any(dataclasses.astuple(counted)):
+        raise UserError(
+            "every weight in config.loss is 0, or loss.mlm alone is not and mlm.rate is "
+            "0; give a loss that counts"
+        )
     if weights.pgu and model.pgu is None:
         raise UserError(
             f"loss.pgu={weights.pgu}, but model.pgu.parts=0; the paper has 6 parts, "
             "loss.pgu=0 leaves PGU out"
+        )
+    if (weights.identity or weights.pgu) and not model.identities:
+        raise UserError(
+            f"loss.identity={weights.identity} and loss.pgu={weights.pgu}, but "
+            "model.identities=0; give the number of identities in training"
         )
     if min(dataclasses.astuple(weights)) < 0:
         raise UserError(f"a weight in config.loss is below 0: {weights}")
