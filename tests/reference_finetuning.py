@@ -13,17 +13,20 @@ from torch.nn import functional
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """Two towers of one block, PGU, classifiers and the encoder that crosses.
+    """Two towers, PGU, classifiers and the encoder that crosses.
 
-    p: parameters by path. heads: of the towers. part_heads: of PGU. cross_heads: of
-    the interaction. prefix: tokens of the image before the first patch.
+    p: parameters by path. layers, heads: of the
+    towers. part_layers, part_heads: of PGU.
+    cross_heads: of the interaction. prefix: tokens of the image before the first patch.
     """
 
     p: Mapping[str, torch.Tensor]
     patch: tuple[int, int]
     prefix: int
     pad: int
+    layers: int = 1
     heads: int = 2
+    part_layers: int = 2
     part_heads: int = 2
     cross_heads: int = 2
 
@@ -62,10 +65,12 @@ class Network:
         first = ("class_token", "distillation_token")[: self.prefix]
         first = [self.p[f"image/{name}"].expand(len(x), 1, -1) for name in first]
         x = torch.cat([*first, x], 1) + self.p["image/position_embedding"]
-        y = self.norm("image/block_0/norm1", x)
-        x = x + self.attention("image/block_0/attention", y, y, self.heads)
-        y = self.norm("image/block_0/norm2", x)
-        x = x + self.mlp("image/block_0/mlp", y, functional.gelu)
+        for i in range(self.layers):
+            block = f"image/block_{i}"
+            y = self.norm(f"{block}/norm1", x)
+            x = x + self.attention(f"{block}/attention", y, y, self.heads)
+            y = self.norm(f"{block}/norm2", x)
+            x = x + self.mlp(f"{block}/mlp", y, functional.gelu)
         return self.norm("image/norm", x)
 
     def read(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -74,18 +79,21 @@ class Network:
         x = functional.embedding(tokens, table, padding_idx=self.pad)
         x = x + self.p["text/position_embedding/embedding"][: tokens.shape[1]]
         x = x + self.p["text/type_embedding/embedding"][0]
-        x, block = self.norm("text/embedding_norm", x), "text/block_0"
-        real = tokens != self.pad
-        y = self.attention(f"{block}/attention", x, x, self.heads, real)
-        x = self.norm(f"{block}/attention_norm", x + y)
-        y = self.mlp(f"{block}/mlp", x, functional.gelu)
-        return self.norm(f"{block}/mlp_norm", x + y)
+        x, real = self.norm("text/embedding_norm", x), tokens != self.pad
+        for i in range(self.layers):
+            block = f"text/block_{i}"
+            y = self.attention(f"{block}/attention", x, x, self.heads, real)
+            x = self.norm(f"{block}/attention_norm", x + y)
+            y = self.mlp(f"{block}/mlp", x, functional.gelu)
+            x = self.norm(f"{block}/mlp_norm", x + y)
+        return x
 
     def parts(self, tokens: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
         """PGU: (B, S, D) -> (B, parts, F)."""
         kernels = self.p["pgu/part_projection"]
         x = self.p["pgu/queries"].expand(len(tokens), -1, -1)
-        for block in ("pgu/block_0", "pgu/block_1"):
+        for i in range(self.part_layers):
+            block = f"pgu/block_{i}"
             y = self.norm(f"{block}/norm1", x, 1e-5)
             x = x + self.attention(
                 f"{block}/attention", y, tokens, self.part_heads, real
