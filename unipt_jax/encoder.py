@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -203,7 +203,7 @@ def _load_run(folder: epath.Path, checkpoint: str, mesh: Mesh, dtype: str) -> En
         if step is None or not (folder / "checkpoints" / str(step)).exists():
             raise UserError(f"{folder} has no checkpoint '{checkpoint}' yet")
         params = checkpoints.restore_params(abstract_params(model, mesh), step)
-        selected_on = {"best": config["evaluate"]["val"], "last": "last step"}
+        selected_on = {"best": _val_of(config), "last": "last step"}
         if not checkpoints.scored():
             selected_on["best"] = "last step"
     finally:
@@ -218,6 +218,11 @@ def _load_run(folder: epath.Path, checkpoint: str, mesh: Mesh, dtype: str) -> En
         selected_on=selected_on.get(checkpoint, "a step given by hand"),
         **pixel_options(config["pixels"]),
     )
+
+
+def _val_of(config: Mapping[str, Any]) -> str:
+    """The split that a run's best checkpoint is chosen on; "" where none is named."""
+    return config.get("evaluate", {}).get("val", "")
 
 
 def _load_export(folder: epath.Path, mesh: Mesh, dtype: str) -> Encoder:

@@ -232,7 +232,7 @@ def open_set(config: Any, split: str) -> evaluate.RetrievalSet | None:
 def validate(loop: Loop, state: TrainState, step: int) -> dict[str, float]:
     """Ranks the validation split with the parameters as they are."""
     begin = time.monotonic()
-    figures, _, _ = evaluate.evaluate(
+    figures = evaluate.figures(
         dataclasses.replace(loop.encoder, params=state.params),
         loop.val,
         batch_size=loop.config.evaluate.batch_size,
@@ -250,12 +250,9 @@ def finish(config, workdir, encoder, params, step) -> None:
     if test is None:
         return
     encoder = dataclasses.replace(encoder, params=params, name=f"{workdir} step {step}")
-    batch = dict(batch_size=config.evaluate.batch_size, threads=config.data.threads)
-    figures, queries, gallery = evaluate.evaluate(encoder, test, **batch)
-    options = dict(run=workdir, examples=8, seed=config.seed)
-    html = evaluate.report_page(encoder, test, queries, gallery, figures, **options)
-    results = {test.name: figures | {"model": encoder.name}}
-    evaluate.write_results(workdir, results, html)
-    if jax.process_index() == 0:
-        print(evaluate.table(results))
-        print(f"see {workdir}/report.html", flush=True)
+    options = evaluate.Options(
+        batch_size=config.evaluate.batch_size,
+        threads=config.data.threads,
+        seed=config.seed,
+    )
+    evaluate.report_run(workdir, encoder, [test], options)
