@@ -172,7 +172,8 @@ class Block:
         return place(table, self.mesh, "rows")
 
     def _trimmed(self, table: jax.Array) -> np.ndarray:
-        return fetch(table, self.mesh)[: len(self.queries), : self.most]
+        """(B, R) on the host; a copy, as a view would keep the table on its device."""
+        return fetch(table, self.mesh)[: len(self.queries), : self.most].copy()
 
     def fill(self, ranked: Ranked) -> None:
         """Write the figures of these queries."""
@@ -200,6 +201,7 @@ def compare(
                     tile = multiply(block.place(query), chunk, size)
                     block.read(tile, offset)
                     del tile  # or two are in memory
+            del chunk  # as well
     for offset, chunk, size in chunks(gallery, gallery_block, mesh, order):
         for block in blocks:
             tile = multiply(block.place(query), chunk, size)
@@ -207,6 +209,7 @@ def compare(
                 block.read(tile, offset)
             block.count(tile)
             del tile
+        del chunk
 
 
 def chunks(
@@ -231,6 +234,7 @@ def chunks(
             part = pad(part, ((0, rows - len(part)), (0, 0)))
         part = place(part, mesh, "whole")
         yield start, part, None if rows == total else np.int32(stop - start)
+        del part  # or two chunks are in memory
 
 
 def rows_of_block(queries: int, block: int, mesh: Mesh | None) -> int:

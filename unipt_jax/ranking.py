@@ -209,6 +209,7 @@ def top_k(
                 rank_tiles.merge(*best[i], tile, np.int32(offset))
             )
             del tile  # or two are in memory
+        del chunk  # as well
     found = [[rank_tiles.fetch(x, mesh) for x in both] for both in best]
     scores, indices = (
         np.concatenate(x)[: len(query)] for x in zip(*found, strict=True)
