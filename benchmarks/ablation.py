@@ -42,7 +42,8 @@ class Arm:
     """One way of training. name: of its folders. says: what a reader is told.
 
     captions: of pre-training, a folder; "" for no pre-training. pretrain, finetune:
-    what its configs say otherwise. like: the arm whose pre-trained pair it shares.
+    what its configs say otherwise. like: the arm whose pre-trained pair it shares. long:
+    fine-tuning takes as many steps as both stages of the others together.
     """
 
     name: str
@@ -51,11 +52,18 @@ class Arm:
     pretrain: tuple[str, ...] = ()
     finetune: tuple[str, ...] = ()
     like: str = ""
+    long: bool = False
 
 
 ARMS = (
     Arm("unipt", "pre-trained, then fine-tuned"),
     Arm("scratch", "no pre-training", captions=""),
+    Arm(
+        "scratch_long",
+        "no pre-training, the steps of both stages",
+        captions="",
+        long=True,
+    ),
     Arm("shuffled", "captions shuffled among the images", captions="shuffled"),
     Arm("templates", f"1/{FEW} of the templates", captions="few"),
     Arm("no_mlm", "pre-training without MLM", pretrain=("--config.loss.mlm=0",)),
@@ -137,6 +145,7 @@ class Bench:
         if arm.captions:
             start = [f"--config.init.model={self.run_folder('pretrain', arm, seed)}"]
         folder = self.run_folder("finetune", arm, seed)
+        steps = self.finetune_steps + (self.steps if arm.long else 0)
         if chooses:
             folder = self.choice_folder(arm, rate)
             start.append("--config.evaluate.test=")
@@ -144,7 +153,7 @@ class Bench:
             "unipt_jax.main",
             "--config=configs/finetune.py:quickstart",
             f"--config.seed={seed}",
-            f"--config.steps={self.finetune_steps}",
+            f"--config.steps={steps}",
             f"--config.lr={rate}",
             *start,
             *arm.finetune,

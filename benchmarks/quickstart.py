@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 DATA = pathlib.Path("data/synthetic")
 RUNS = pathlib.Path("runs/quickstart")
+SCRATCH = 600  # steps from random weights: four times those from the pre-trained pair
 
 
 def command(*arguments: str, capture: bool = False) -> str:
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     command(*finetune, f"--config.init.model={run}", f"--workdir={tuned}")
     command(
         *(*finetune, "--config.init.model=", "--config.init.scratch=True"),
-        f"--workdir={scratch}",
+        *(f"--config.steps={SCRATCH}", f"--workdir={scratch}"),
     )
     output = command(
         *("benchmarks.marks", "--records", str(DATA), "--captions", str(captions)),
