@@ -10,7 +10,7 @@ from flax import linen as nn
 from helpers import five_sigma, mesh_of, random_params
 
 from unipt_jax import sharding
-from unipt_jax.models import layers
+from unipt_jax.models import layers, vit
 
 dropout = jax.jit(layers.dropout, static_argnums=2)
 
@@ -192,3 +192,95 @@ def test_mlp_has_the_exact_gelu():
 def test_an_unknown_remat_is_named():
     with pytest.raises(ValueError, match="remat 'all' is not one of none, block, dots"):
         layers.rematerialised(layers.Mlp, "all")
+
+
+# --- drop path, and attention to other tokens ----------------------------------------
+
+
+def paths(rate, samples=4000, train=True, seed=0):
+    """Drop path on (samples, 2, 3) ones."""
+    x = np.ones((samples, 2, 3), np.float32)
+    rngs = {"dropout": jax.random.key(seed)} if train else {}
+    return np.asarray(layers.DropPath(rate).apply({}, x, train, rngs=rngs))
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_drop_path_drops_whole_samples_at_its_rate_and_keeps_the_mean(rate):
+    y = paths(rate)
+    first = y[:, :1, :1]
+    np.testing.assert_array_equal(y, np.broadcast_to(first, y.shape))
+    dropped = (first == 0).mean()
+    assert abs(dropped - rate) < five_sigma(rate, len(y))
+    np.testing.assert_allclose(y[y > 0], 1 / (1 - rate), rtol=1e-6)
+    sigma = np.sqrt(rate / (1 - rate) / len(y))
+    assert abs(y.mean(dtype=np.float64) - 1) < 5 * sigma
+    both = (first == 0) & (paths(rate, seed=1)[:, :1, :1] == 0)
+    assert abs(both.mean() - rate**2) < five_sigma(rate**2, len(y))
+
+
+def test_drop_path_does_nothing_unless_training_at_a_rate():
+    np.testing.assert_array_equal(paths(0.5, train=False), 1)  # needs no key
+    np.testing.assert_array_equal(paths(0.0), 1)
+
+
+def test_drop_path_on_8_devices_equals_1_bit_for_bit():
+    x = np.random.default_rng(0).standard_normal((64, 3, 5)).astype(np.float32)
+    drop = jax.jit(lambda x, key: layers.DropPath(0.4).apply({}, x, True, rngs=key))
+    placed = jax.device_put(x, sharding.batch_sharding(mesh_of(8, fsdp=2)))
+    one, eight = (drop(v, {"dropout": jax.random.key(5)}) for v in (x, placed))
+    assert len(eight.sharding.device_set) == 8
+    np.testing.assert_array_equal(one, eight)
+
+
+def test_drop_path_rises_block_by_block_from_0_to_the_towers_rate_on_both_branches():
+    sizes = dict(features=2, layers=4, heads=1, hidden=2, dropout=0.0)
+    tower = vit.ViT(height=2, width=2, patch=(2, 2), drop_path=0.6, **sizes)
+    pixels = np.random.default_rng(0).standard_normal((2000, 2, 2, 3))
+    params = random_params(tower, pixels[:1], False)
+
+    def run(train):
+        _, seen = tower.apply(
+            {"params": params},
+            pixels,
+            train,
+            rngs={"dropout": jax.random.key(0)},
+            capture_intermediates=lambda module, _: isinstance(module, layers.DropPath),
+        )
+        return seen["intermediates"]
+
+    seen = jax.jit(run, static_argnums=0)(True)
+    for i, rate in enumerate([0, 0.2, 0.4, 0.6]):
+        branches = [seen[f"block_{i}"][f"drop_path{k}"]["__call__"][0] for k in (1, 2)]
+        gone = [(np.asarray(x) == 0).all((1, 2)) for x in branches]
+        for share in (x.mean() for x in gone):
+            assert abs(share - rate) <= five_sigma(rate, 2000)
+        assert abs((gone[0] & gone[1]).mean() - rate**2) <= five_sigma(rate**2, 2000)
+    assert not any((x == 0).all((1, 2)).any() for x in jax.tree.leaves(run(False)))
+
+
+@pytest.mark.parametrize("head_width", [4, 7])  # 3 heads of 4 are 12 wide; of 7, wider
+def test_cross_attention_equals_numpy_and_never_sees_a_masked_token(head_width):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 3, 12)).astype(np.float32)
+    tokens = rng.standard_normal((2, 5, 9)).astype(np.float32)
+    mask = np.arange(5) < np.array([[5], [2]])
+    module = layers.CrossAttention(3, head_width)
+    params = random_params(module, x, tokens, mask)
+    p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+
+    def dense(name, y):
+        return y @ p[name]["kernel"] + p[name]["bias"]
+
+    q, k, v = dense("query", x), dense("key", tokens), dense("value", tokens)
+    heads = []
+    for i in range(3):
+        part = slice(i * head_width, (i + 1) * head_width)
+        logits = q[..., part] @ k[..., part].swapaxes(1, 2) / np.sqrt(head_width)
+        weights = np.exp(logits) * mask[:, None]
+        heads.append(weights / weights.sum(-1, keepdims=True) @ v[..., part])
+    expected = dense("out", np.concatenate(heads, -1))
+    run = jax.jit(lambda tokens: module.apply({"params": params}, x, tokens, mask))
+    found = np.asarray(run(tokens))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)
+    tokens[1, 2:] = 1e3  # what is masked
+    np.testing.assert_array_equal(run(tokens), found)
