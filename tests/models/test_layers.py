@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from helpers import five_sigma, mesh_of, random_params
+from helpers import build, five_sigma, mesh_of, random_params
 
 from unipt_jax import sharding
+from unipt_jax.errors import UserError
 from unipt_jax.models import layers, vit
 
 dropout = jax.jit(layers.dropout, static_argnums=2)
@@ -256,6 +257,12 @@ def test_drop_path_rises_block_by_block_from_0_to_the_towers_rate_on_both_branch
             assert abs(share - rate) <= five_sigma(rate, 2000)
         assert abs((gone[0] & gone[1]).mean() - rate**2) <= five_sigma(rate**2, 2000)
     assert not any((x == 0).all((1, 2)).any() for x in jax.tree.leaves(run(False)))
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0])
+def test_a_drop_path_that_is_no_rate_is_refused(rate):
+    with pytest.raises(UserError, match=f"image.drop_path={rate} must be at least 0"):
+        build(image=dict(drop_path=rate))
 
 
 @pytest.mark.parametrize("head_width", [4, 7])  # 3 heads of 4 are 12 wide; of 7, wider

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from unipt_jax.errors import UserError
 from unipt_jax.models import layers
 
 
@@ -52,6 +53,10 @@ class ViT(nn.Module):
         if (h, w) != (self.height, self.width):
             raise ValueError(
                 f"images are {h}x{w}, the image tower expects {self.height}x{self.width}"
+            )
+        if not 0 <= self.drop_path < 1:
+            raise UserError(
+                f"image.drop_path={self.drop_path} must be at least 0 and less than 1"
             )
         x = self._patches(pixels.astype(self.dtype))
         tokens = [self.param("class_token", nn.initializers.zeros, (1, 1, x.shape[-1]))]
