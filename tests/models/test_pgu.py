@@ -1,5 +1,9 @@
-"""Claims on the part features, against numpy."""
+"""Claims on the part features, against numpy and PyTorch."""
 
+import importlib
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import (
@@ -7,11 +11,14 @@ from helpers import (
     apply,
     arrays,
     build,
+    mesh_of,
     pixels,
+    quick_jit,
     random_params,
     texts,
 )
 
+from unipt_jax import sharding
 from unipt_jax.models import pgu, unipt
 
 SIZES = dict(parts=3, layers=2, heads=2, head_width=7, hidden=10, features=5)
@@ -123,3 +130,69 @@ def test_a_section_builds_the_module_that_it_was_taken_from():
         ids = dict(pad=model.pad, cls=model.cls, sep=model.sep)
         section = unipt.section(model)
         assert unipt.build(section, vocabulary=model.text.vocabulary, **ids) == model
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_parts_and_all_gradients_equal_pytorch(devices):
+    torch = pytest.importorskip("torch")
+    reference = importlib.import_module("reference_finetuning")
+    rng = np.random.default_rng(0)
+    tokens = rng.standard_normal((8, 6, 8)).astype(np.float32)
+    real = np.arange(6) < rng.integers(1, 7, (8, 1))
+    weights = rng.standard_normal((8, SIZES["parts"], SIZES["features"]))
+    model = pgu.Pgu(**SIZES)
+    params = random_params(model, tokens, real)
+    values = {f"pgu/{k}": np.float64(v) for k, v in arrays(params).items()}
+    leaves = {k: torch.tensor(v, requires_grad=True) for k, v in values.items()}
+    leaves["tokens"] = torch.tensor(np.float64(tokens), requires_grad=True)
+    net = reference.Network(leaves, patch=(8, 4), prefix=1, pad=PAD)
+    expected = net.parts(leaves["tokens"], torch.tensor(real))
+    (expected * torch.tensor(weights)).sum().backward()
+
+    def loss(params, tokens, real, weights):
+        parts = model.apply({"params": params}, tokens, real)
+        return jnp.sum(parts * weights), parts
+
+    placement = sharding.batch_sharding(mesh_of(devices))
+    placed = jax.device_put((tokens, real, np.float32(weights)), placement)
+    run = quick_jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
+    (_, found), (grads, slope) = run(params, *placed)
+    np.testing.assert_allclose(found, expected.detach(), rtol=0, atol=3e-6)
+    grads = {f"pgu/{k}": v for k, v in arrays(grads).items()} | {"tokens": slope}
+    assert grads.keys() == leaves.keys()
+    for name, leaf in leaves.items():
+        error, size = np.linalg.norm(grads[name] - leaf.grad.numpy()), leaf.grad.norm()
+        if name.endswith("key/bias"):  # adds the same to all logits of a softmax
+            assert size < 1e-12 and error < 1e-5, name
+        else:
+            assert error < 1e-5 * size, f"{name}: {error:.1e} of {size:.1e}"
+
+
+def test_each_part_is_classified_by_a_kernel_and_bias_of_its_own():
+    rng = np.random.default_rng(0)
+    parts = rng.standard_normal((4, 3, 5)).astype(np.float32)
+    model = pgu.PartClassifiers(7)
+    params = random_params(model, parts)
+    found = apply(model, params, None, parts)
+    expected = [
+        parts[:, i].astype(np.float64) @ params["kernel"][i] + params["bias"][i]
+        for i in range(3)
+    ]
+    np.testing.assert_allclose(found, np.stack(expected, 1), rtol=0, atol=2e-6)
+    half = apply(model, params, None, parts.astype(jnp.bfloat16))
+    assert half.dtype == np.float32  # thousands of logits lie close together
+
+
+def test_both_towers_are_read_by_the_same_queries_and_blocks():
+    model, params = pair("pgu")
+    rng = np.random.default_rng(0)
+    patches = rng.standard_normal((2, 5, 16)).astype(np.float32)
+    tokens = texts([3, 3], 5)
+    # A text whose projected tokens are the patches: 8 numbers, solved for 12.
+    wanted = dense(patches, arrays(params), "image_projection")
+    kernel = params["text_projection"]["kernel"].astype(np.float64)
+    words = (wanted - params["text_projection"]["bias"]) @ np.linalg.pinv(kernel)
+    seen = np.concatenate([np.zeros((2, 1, 16), np.float32), patches], 1)
+    image = apply(model, params, "image_parts", seen)
+    text = apply(model, params, "text_parts", words.astype(np.float32), tokens)
+    np.testing.assert_allclose(text, image, rtol=0, atol=2e-5)
