@@ -62,6 +62,11 @@ def here(*argv: str, devices: int = 1) -> tuple[int, str]:
     return code, said.getvalue()
 
 
+def one_device() -> jax.sharding.Mesh:
+    """Where `here` runs jobs unless told otherwise."""
+    return helpers.mesh_of(1)
+
+
 def small(persons, workdir, *more: str, variant: str = "quickstart") -> list[str]:
     """The flags of a small run on `persons`; random weights unless `more` says."""
     return [
