@@ -143,17 +143,20 @@ class TrainBatches:
         source = records if captions is None else captions
         self.table = token_table(source, tokenizer, self._lengths[-1], progress)
         self._samples = self._choose_samples(sample)
+        if len(self._samples) == 0:
+            raise UserError(
+                f"no captions in split '{records.split}' of {source.folder}; point "
+                "data.captions at a caption record set made for it"
+            )
+        if labelled and captions is not None:  # which do not say who it is
+            labels = read_captions(records, progress=progress)[2]
+            self.table = dataclasses.replace(self.table, labels=np.array(labels, int))
         self.held_out = self._class = np.zeros(0, int)
         self.classes = 0
         self._identities = identities
         if labelled:
             self._know_identities(hold_out)
             self._check_identities()
-        if len(self._samples) == 0:
-            raise UserError(
-                f"no captions in split '{records.split}' of {source.folder}; point "
-                "data.captions at a caption record set made for it"
-            )
         if len(self._samples) < batch_size:
             raise UserError(
                 f"batch_size={batch_size} but split '{records.split}' of "
