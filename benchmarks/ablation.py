@@ -32,7 +32,7 @@ from unipt_jax.captions import reading
 from unipt_jax.data import records
 
 DATA = pathlib.Path("data/synthetic")
-RATES = (3e-4, 1e-3, 3e-3)  # of fine-tuning, to choose from on val
+RATES = (1e-3, 3e-3)  # of fine-tuning, to choose from on val
 FEW = 8  # the arm with few templates has every so manyth
 FIRST = 2  # of those; from here on they still cover every person
 
@@ -57,13 +57,7 @@ class Arm:
 
 ARMS = (
     Arm("unipt", "pre-trained, then fine-tuned"),
-    Arm("scratch", "no pre-training", captions=""),
-    Arm(
-        "scratch_long",
-        "no pre-training, the steps of both stages",
-        captions="",
-        long=True,
-    ),
+    Arm("scratch", "no pre-training, the steps of both stages", "", long=True),
     Arm("shuffled", "captions shuffled among the images", captions="shuffled"),
     Arm("templates", f"1/{FEW} of the templates", captions="few"),
     Arm("no_mlm", "pre-training without MLM", pretrain=("--config.loss.mlm=0",)),
