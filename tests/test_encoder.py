@@ -1,12 +1,58 @@
-"""Claims on opening a model that was exported."""
+"""Claims on opening a run, and a model that was exported."""
+
+import json
+import shutil
 
 import numpy as np
+import pytest
 import rundirs
 
 import unipt_jax
 from configs import export as config_of_export
-from unipt_jax import export, tree
+from unipt_jax import export, systems, tree
+from unipt_jax.checkpoint import Checkpoints
 from unipt_jax.data import tokenizers
+
+
+@pytest.fixture(scope="module")
+def made(persons, tmp_path_factory):
+    """A run directory with a checkpoint of step 3."""
+    folder = tmp_path_factory.mktemp("made") / "run"
+    small = dict(image=dict(layers=1), text=dict(layers=1))
+    section = rundirs.section("vit_b16", **small)
+    rundirs.make_run(folder, section, tokenizers.load(persons / "tokenizer"))
+    return folder
+
+
+@pytest.fixture
+def run(made, tmp_path):
+    """A copy of it, to be changed."""
+    return shutil.copytree(made, tmp_path / "run")
+
+
+def test_a_save_in_progress_survives_those_who_read_the_run(run):
+    begun = run / "checkpoints" / "6.orbax-checkpoint-tmp" / "params"
+    begun.mkdir(parents=True)
+    assert systems.check(str(run), "best") == "run"
+    assert unipt_jax.load(run).name == f"{run} step 3"
+    assert begun.is_dir()
+    Checkpoints(run / "checkpoints").close()  # of the run itself: it was killed
+    assert not begun.exists()
+
+
+def test_to_look_for_checkpoints_makes_no_folder(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", read_only=True)
+    assert checkpoints.best() is None and checkpoints.latest() is None
+    checkpoints.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_of_a_config_without_evaluation_is_opened(run):
+    config = json.loads((run / "config.json").read_text())
+    del config["evaluate"]
+    (run / "config.json").write_text(json.dumps(config))
+    assert systems.check(str(run), "best") == "run"
+    assert unipt_jax.load(run).selected_on == "last step"
 
 
 def test_a_grid_with_as_many_patches_as_a_square_comes_back_as_it_was(

@@ -25,10 +25,19 @@ FULL = (
 
 
 class Checkpoints:
-    """The checkpoints of one run: the last `keep`, and the best one by `metric`."""
+    """The checkpoints of one run: the last `keep`, and the best one by `metric`.
+
+    read_only: for all but the run itself. What the run finds half written is of a save
+    that was killed, and is removed; what others find may be a save in progress.
+    """
 
     def __init__(
-        self, folder: str | os.PathLike, *, keep: int = 1, metric: str = "rank1"
+        self,
+        folder: str | os.PathLike,
+        *,
+        keep: int = 1,
+        metric: str = "rank1",
+        read_only: bool = False,
     ):
         def value(metrics: Mapping[str, float]) -> float:
             return metrics[metric]
@@ -50,7 +59,9 @@ class Checkpoints:
                     ]
                 ),
                 best_fn=value,
-                cleanup_tmp_directories=True,
+                # orbax's own read_only does these two, and warns of each folder
+                create=not read_only,
+                cleanup_tmp_directories=not read_only,
                 enable_async_checkpointing=True,
             ),
             item_handlers={

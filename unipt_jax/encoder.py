@@ -196,7 +196,7 @@ def _load_run(folder: epath.Path, checkpoint: str, mesh: Mesh, dtype: str) -> En
     config["model"]["dtype"] = dtype or config["model"]["dtype"]
     tokenizer = tokenizers.load(folder / "tokenizer")
     model = build_model(config, tokenizer)
-    checkpoints = Checkpoints(folder / "checkpoints")
+    checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
     try:
         named = {"best": checkpoints.best(), "last": checkpoints.latest()}
         step = int(checkpoint) if checkpoint.isdigit() else named.get(checkpoint)

@@ -131,7 +131,7 @@ def same_folder(a: str, b: str) -> bool:
 
 
 def _check_checkpoint(folder: epath.Path, checkpoint: str) -> None:
-    checkpoints = Checkpoints(folder / "checkpoints")
+    checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
     try:
         named = {"best": checkpoints.best(), "last": checkpoints.latest()}
     finally:
