@@ -112,8 +112,12 @@ class Bench:
                 raise SystemExit(f"{' '.join(command)} failed; see the end of {log}")
 
         with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-            for future in [pool.submit(run, command) for command in commands]:
-                future.result()
+            futures = [pool.submit(run, command) for command in commands]
+            try:
+                for future in futures:
+                    future.result()
+            finally:
+                pool.shutdown(cancel_futures=True)  # none begins after one failed
 
     def run_folder(self, stage: str, arm: Arm, seed: int) -> pathlib.Path:
         """Where a run of an arm lies."""
@@ -161,18 +165,31 @@ class Bench:
     def missing(self, commands: Iterable[Sequence[str]]) -> list[Sequence[str]]:
         """The commands whose runs are not finished; twice the same is one."""
         once = {command[-1]: command for command in commands}
-        return [c for c in once.values() if not finished(c[-1].partition("=")[2])]
+        return [command for command in once.values() if not finished(command)]
 
 
-def finished(folder: str) -> bool:
-    """Whether a run has taken its last step and its checkpoint is there."""
-    config = pathlib.Path(folder) / "config.json"
-    if not config.is_file():
+def finished(command: Sequence[str]) -> bool:
+    """Whether a run has taken its last step, and is reported where that is asked for.
+
+    Ends the program where its folder is of a run that was asked for otherwise.
+    """
+    folder = pathlib.Path(command[-1].partition("=")[2])
+    if not (folder / "config.json").is_file():
         return False
-    wanted = json.loads(config.read_text())
-    if wanted["evaluate"]["test"]:
-        return (config.parent / "evaluation.json").is_file()
-    return (config.parent / "checkpoints" / str(wanted["steps"])).is_dir()
+    config = json.loads((folder / "config.json").read_text())
+    for flag in command[2:-1]:
+        path, _, wanted = flag.removeprefix("--config.").partition("=")
+        there = config
+        for name in path.split("."):
+            there = there[name]
+        if yaml.safe_load(wanted or "''") != yaml.safe_load(str(there) or "''"):
+            sys.exit(
+                f"{folder} is of a run with {path}={there}, not {wanted}; remove it, or "
+                "give another --workdir"
+            )
+    if config["evaluate"]["test"]:
+        return (folder / "evaluation.json").is_file()
+    return (folder / "checkpoints" / str(config["steps"])).is_dir()
 
 
 def prepare(bench: Bench) -> None:
@@ -242,7 +259,7 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     """Values with their mean and standard deviation (n - 1)."""
     return {
         "mean": round(statistics.mean(values), 2),
-        "std": round(statistics.stdev(values), 2) if len(values) > 1 else 0.0,
+        "std": round(statistics.stdev(values), 2) if len(values) > 1 else None,
         "seeds": [round(value, 2) for value in values],
     }
 
@@ -287,7 +304,10 @@ def table(arms: Mapping[str, Mapping[str, Any]]) -> str:
     """The figures as a Markdown table."""
 
     def cell(figure: Mapping[str, Any] | None) -> str:
-        return f"{figure['mean']:.1f} ± {figure['std']:.1f}" if figure else "-"
+        if not figure:
+            return "-"
+        spread = "" if figure["std"] is None else f" ± {figure['std']:.1f}"
+        return f"{figure['mean']:.1f}{spread}"
 
     lines = [
         "| what is changed | direct | fine-tuned Rank-1 | mAP | behind, of each seed |",

@@ -77,7 +77,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(
         f"quickstart: direct={figures[run]['rank1']:.1f} "
         f"finetuned={figures[tuned]['rank1']:.1f} "
-        f"scratch={figures[scratch]['rank1']:.1f} ridge={marks['ridge']:.1f} oracle={marks['oracle']:.1f} "
+        f"scratch={figures[scratch]['rank1']:.1f} "
+        f"ridge={marks['ridge']:.1f} oracle={marks['oracle']:.1f} "
         f"gallery={figures[run]['gallery']} seconds={time.time() - args.started:.0f}"
     )
 

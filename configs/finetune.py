@@ -30,6 +30,11 @@ def get_config(variant: str = "") -> ConfigDict:
             "no set to fine-tune on: name one, as configs/finetune.py:cuhk_pedes; the "
             f"sets are {', '.join(AXES['set'])}, and quickstart stands alone"
         )
+    if chosen["set"] == "synthetic" and {"tower", "start"} & chosen.keys():
+        raise UserError(
+            "synthetic has small towers of its own, from the quickstart's run; leave "
+            f"'{chosen.get('tower') or chosen['start']}' out"
+        )
     tower = chosen.get("tower", "vit_b16")
     config = common.training()
     config.job = "finetune"
@@ -40,6 +45,8 @@ def get_config(variant: str = "") -> ConfigDict:
     start_from(config, tower, chosen.get("start"))
     stage(config)
     {"paper": paper, "lgur": lgur, "sdm": sdm}[config.recipe](config)
+    if config.recipe == "sdm" and chosen.get("start"):
+        untrained_projections(config)
     read(config, chosen["set"])
     return config.lock()
 
@@ -120,10 +127,15 @@ def sdm(config: ConfigDict) -> None:
         dict(betas=(0.9, 0.999), eps=1e-3, weight_decay=4e-5, decoupled=False)
     )
     new = "classifier|interaction|cross_mlm_head|mlm_head"
-    if not config.init.model:  # CLIP's projections, or a run's, are trained already
-        new += "|image_projection|text_projection"
     config.optimiser.groups = ((f"^({new})/", 5.0), ("bias$", 2.0), ("", 1.0))
     config.pixels.update(dict(shift=10, erasing=0.5))
+
+
+def untrained_projections(config: ConfigDict) -> None:
+    """CLIP's projections, or a run's, are trained; those over ImageNet's ViT are new."""
+    (new, factor), *rest = config.optimiser.groups
+    new = new.replace("classifier", "image_projection|text_projection|classifier")
+    config.optimiser.groups = ((new, factor), *rest)
 
 
 def read(config: ConfigDict, name: str) -> None:

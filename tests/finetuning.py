@@ -1,18 +1,21 @@
 """The finetune job made small, run in this process as the command line has it."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import pathlib
 import signal
 import sys
+from typing import Any
 from unittest import mock
 
 import helpers
 import jax
 from absl import flags
 
-from unipt_jax import main, sharding
+from unipt_jax import evaluate, loop, main, sharding, transfer
+from unipt_jax.data import pipeline
 
 # The quickstart's pair made smaller still, with dropout on, in batches of 16.
 TOWER = ("features=16", "heads=2", "hidden=24", "layers=1", "dropout=0.1")
@@ -37,8 +40,11 @@ SMALL = (
 FIGURES = {"rank1", "rank5", "rank10", "map", "minp", "queries", "gallery"}
 
 
-def here(*argv: str, devices: int = 1) -> tuple[int, str]:
-    """Exit code and output of any job with these flags, on so many devices."""
+def here(*argv: str, devices: int = 1, quick: bool = True) -> tuple[int, str]:
+    """Exit code and output of any job with these flags, on so many devices.
+
+    quick: compile as `helpers.quick_jit` does, which suits small towers.
+    """
 
     def make_mesh(*, data: int, fsdp: int) -> jax.sharding.Mesh:
         return helpers.mesh_of(devices, fsdp)
@@ -52,6 +58,7 @@ def here(*argv: str, devices: int = 1) -> tuple[int, str]:
     try:
         with (
             mock.patch.object(sharding, "make_mesh", make_mesh),
+            mock.patch.object(jax, "jit", helpers.quick_jit if quick else jax.jit),
             mock.patch.object(sys, "argv", argv),  # where overrides are read
             contextlib.redirect_stdout(said),
             contextlib.redirect_stderr(said),
@@ -65,6 +72,29 @@ def here(*argv: str, devices: int = 1) -> tuple[int, str]:
 def one_device() -> jax.sharding.Mesh:
     """Where `here` runs jobs unless told otherwise."""
     return helpers.mesh_of(1)
+
+
+@dataclasses.dataclass
+class Given:
+    """What the job hands to the loop, by name, and what it said until then."""
+
+    output: str
+    config: Any
+    model: Any
+    batches: pipeline.TrainBatches
+    steps: int
+    found: dict[str, transfer.Taken]
+    val: evaluate.RetrievalSet | None
+
+
+def given(*argv: str) -> Given:
+    """The job up to its first step, which is not taken."""
+    with mock.patch.object(loop, "fit", autospec=True) as fit:
+        code, output = here(*argv)
+    assert code == 0, output
+    (run,) = fit.call_args.args
+    fields = {field.name for field in dataclasses.fields(Given)} - {"output"}
+    return Given(output=output, **{name: getattr(run, name) for name in fields})
 
 
 def small(persons, workdir, *more: str, variant: str = "quickstart") -> list[str]:

@@ -4,11 +4,12 @@ import dataclasses
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
+from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
@@ -23,9 +24,12 @@ from unipt_jax import (
 )
 from unipt_jax.checkpoint import Checkpoints
 from unipt_jax.data import pipeline
+from unipt_jax.data.tokenizers import Tokenizer
 from unipt_jax.errors import Stopped, UserError
 from unipt_jax.models import unipt
+from unipt_jax.objectives import Loss
 from unipt_jax.optim import TrainState
+from unipt_jax.transfer import Taken
 
 
 def make_step(objective: Callable, optimiser: optim.Optimiser, seed: int, shardings):
@@ -78,9 +82,15 @@ class _Interrupt:
 
     asked: bool = False
 
-    def __post_init__(self) -> None:
+    def __enter__(self) -> Self:
+        self.before = None
         if jax.process_count() == 1:  # otherwise jax's preemption service listens
-            signal.signal(signal.SIGTERM, self._remember)
+            self.before = signal.signal(signal.SIGTERM, self._remember)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.before is not None:  # what comes after the steps is saved already
+            signal.signal(signal.SIGTERM, self.before)
 
     def _remember(self, *_: Any) -> None:
         self.asked = True
@@ -96,36 +106,61 @@ def due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def fit(
-    config, workdir, model, objective, batches, tokenizer, steps, mesh, found, val
-) -> None:
-    """From the last checkpoint, or from `found`, to the last step; then test, once.
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """All that a training run is made of.
 
-    val: the set that the best checkpoint is chosen on, or None.
+    objective: loss(params, batch, key), see `objectives`. found: the weights that it
+    starts from, see `start.read`; None for a run that goes on from a checkpoint. val:
+    the set that the best checkpoint is chosen on, or None.
     """
+
+    config: Any
+    workdir: epath.Path
+    model: unipt.DualEncoder
+    tokenizer: Tokenizer
+    objective: Loss
+    batches: pipeline.TrainBatches
+    mesh: Mesh
+    found: Mapping[str, Taken] | None
+    val: evaluate.RetrievalSet | None
+
+    @property
+    def steps(self) -> int:
+        """How many updates the run takes in all."""
+        whole = self.config.epochs * len(self.batches) // self.config.batch_size
+        return self.config.steps or whole
+
+
+def fit(run: Run) -> None:
+    """From the last checkpoint, or from what was found, to the last step; then test."""
+    config, steps, mesh = run.config, run.steps, run.mesh
     optimiser = make_optimiser(config, steps)
-    state, shardings = initial_state(model, optimiser, config.seed, mesh)
-    checkpoints = Checkpoints(workdir / "checkpoints", keep=config.keep)
+    state, shardings = initial_state(run.model, optimiser, config.seed, mesh)
+    checkpoints = Checkpoints(run.workdir / "checkpoints", keep=config.keep)
     begin = checkpoints.latest() or 0
     if begin:
         state = checkpoints.restore(state, begin)
     else:
-        state = state.replace(params=start.put(state.params, found))
+        state = state.replace(params=start.put(state.params, run.found or {}))
     encoder = encoders.Encoder(
-        model=model,
+        model=run.model,
         params=None,
-        tokenizer=tokenizer,
+        tokenizer=run.tokenizer,
         mesh=mesh,
         lengths=tuple(sorted(config.data.lengths)),
         **encoders.pixel_options(config.pixels),
     )
-    log = report.Report(workdir, start=begin, total=steps, batch_size=config.batch_size)
+    log = report.Report(
+        run.workdir, start=begin, total=steps, batch_size=config.batch_size
+    )
     if begin:
         log.say(f"resumes after step {begin}")
-    loop = Loop(config, steps, optimiser, batches, checkpoints, log, encoder, val)
+    loop = Loop(run, optimiser, checkpoints, log, encoder)
     try:
-        train_step = make_step(objective, optimiser, config.seed, shardings)
-        state = loop.run(state, train_step, placed(batches, begin, config, mesh), begin)
+        train_step = make_step(run.objective, optimiser, config.seed, shardings)
+        stream = placed(run.batches, begin, config, mesh)
+        state = loop.run_steps(state, train_step, stream, begin)
         checkpoints.wait()
         best = checkpoints.best()
         chosen_on = config.evaluate.val if checkpoints.scored() else "last step"
@@ -134,41 +169,42 @@ def fit(
     finally:
         log.close()
         checkpoints.close()
-    finish(config, workdir, encoder, params, best)
+    finish(config, run.workdir, encoder, params, best)
 
 
 @dataclasses.dataclass
 class Loop:
     """The steps, and what is due between them."""
 
-    config: Any
-    steps: int
+    run: Run
     optimiser: optim.Optimiser
-    batches: pipeline.TrainBatches
     checkpoints: Checkpoints
     log: report.Report
     encoder: encoders.Encoder
-    val: evaluate.RetrievalSet | None
 
-    def run(
-        self, state: TrainState, train_step: Callable, stream: Iterator, start: int
+    def run_steps(
+        self, state: TrainState, train_step: Callable, stream: Iterator, begin: int
     ) -> TrainState:
-        """From `start` to the last step. Raises Stopped after a SIGTERM, saved."""
-        interrupt, previous = _Interrupt(), None
-        for step in range(start, self.steps):
+        """From step `begin` to the last. Raises Stopped after a SIGTERM, saved."""
+        with _Interrupt() as interrupt:
+            return self._steps(state, train_step, stream, begin, interrupt)
+
+    def _steps(self, state, train_step, stream, begin, interrupt) -> TrainState:
+        previous, steps = None, self.run.steps
+        for step in range(begin, steps):
             state, metrics = train_step(state, next(stream))
             done = step + 1  # updates completed: what every log and checkpoint counts
-            if step == start:
+            if step == begin:
                 jax.block_until_ready(metrics)
                 self.log.started(done)
             jax.block_until_ready(previous)  # the host stays one step ahead, no more
             previous = metrics
             stop = interrupt.at(done)
             self.after(state, metrics, done, stop)
-            if stop and done < self.steps:
+            if stop and done < steps:
                 self.checkpoints.wait()
                 raise Stopped(
-                    f"stopped at step {done} of {self.steps} and saved; the same "
+                    f"stopped at step {done} of {steps} and saved; the same "
                     "command goes on from there"
                 )
         return state
@@ -176,12 +212,12 @@ class Loop:
     def after(self, state, metrics, done: int, stop: bool) -> None:
         """Reports, validates and saves where that is due; first of all, looks whether
         the numbers are still finite."""
-        every, last = self.config.every, done == self.steps
+        every, last = self.run.config.every, done == self.run.steps
         reports = due(done, every.report) or last
-        validates = self.val is not None and (due(done, every.evaluate) or last)
+        validates = self.run.val is not None and (due(done, every.evaluate) or last)
         saves = due(done, every.save) or validates or last or stop
         if reports or saves:
-            check_finite(state, self.batches, self.optimiser)
+            check_finite(state, self.run.batches, self.optimiser)
         if reports:
             self.log.write(done, jax.device_get(metrics))
         scores = validate(self, state, done) if validates else None
@@ -191,12 +227,12 @@ class Loop:
 
 
 def placed(
-    batches: pipeline.TrainBatches, start: int, config: Any, mesh: Mesh
+    batches: pipeline.TrainBatches, begin: int, config: Any, mesh: Mesh
 ) -> Iterator[dict]:
     """Batches on the devices, one ahead of the step that takes them."""
     rows = sharding.local_rows(config.batch_size, mesh)
     stream = batches.from_step(
-        start, threads=config.data.threads, buffer=config.data.buffer
+        begin, threads=config.data.threads, buffer=config.data.buffer
     )
     ahead = sharding.place_batch(next(stream), rows, config.batch_size, mesh)
     while True:
@@ -234,9 +270,9 @@ def validate(loop: Loop, state: TrainState, step: int) -> dict[str, float]:
     begin = time.monotonic()
     figures = evaluate.figures(
         dataclasses.replace(loop.encoder, params=state.params),
-        loop.val,
-        batch_size=loop.config.evaluate.batch_size,
-        threads=loop.config.data.threads,
+        loop.run.val,
+        batch_size=loop.run.config.evaluate.batch_size,
+        threads=loop.run.config.data.threads,
     )
     scores = {name: float(figures[name]) for name in ranking.FIGURES}
     loop.log.write(step, {f"val_{k}": v for k, v in scores.items()}, speed=False)

@@ -2,24 +2,27 @@
 
 import functools
 import json
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from unipt_jax import encoder as encoders
 from unipt_jax import (
+    announce,
     evaluate,
     loop,
     objectives,
     optim,
-    report,
     rundir,
     sharding,
     start,
     tree,
+    weights,
 )
+from unipt_jax import encoder as encoders
 from unipt_jax.data import pipeline, tokenizers
 from unipt_jax.data.records import CaptionRecord, PersonRecord, Records
 from unipt_jax.errors import UserError
@@ -27,7 +30,7 @@ from unipt_jax.models import unipt
 
 # A run may go on with these changed: they do not change what is computed.
 HARMLESS = ("every", "evaluate.batch_size", "keep", "mesh", "data.threads")
-HARMLESS += ("data.buffer", "evaluate.test", "evaluate.records")
+HARMLESS += ("data.buffer", "evaluate.test")
 HOLD_OUT = "hold_out"  # config.evaluate.val, where the records have no such split
 
 
@@ -46,10 +49,21 @@ def pretrain(config: Any, workdir: str) -> None:
     batches = open_batches(config, tokenizer, mesh)
     val = loop.open_set(config, config.evaluate.val)
     lines = {
-        "temperature": _temperature(config),
+        "temperature": announce.temperature(config),
         "negatives": f"the global batch of {config.batch_size}",
     }
-    _run(config, workdir, model, objective, batches, tokenizer, mesh, found, val, lines)
+    run = loop.Run(
+        config=config,
+        workdir=epath.Path(workdir),
+        model=model,
+        tokenizer=tokenizer,
+        objective=objective,
+        batches=batches,
+        mesh=mesh,
+        found=found,
+        val=val,
+    )
+    _run(run, lines)
 
 
 def finetune(config: Any, workdir: str) -> None:
@@ -71,13 +85,14 @@ def finetune(config: Any, workdir: str) -> None:
         hold_out=held,
         identities=config.data.identities,
     )
-    weights = objectives.FinetuneWeights(**config.loss)
-    if weights.identity or weights.pgu:
+    losses = objectives.FinetuneWeights(**config.loss)
+    if losses.identity or losses.pgu:
         config = _settled(config, workdir, classes=batches.classes)
     model = encoders.build_model(config, tokenizer)
+    config = _groups_of(config, model)
     objective = objectives.finetune(
         model,
-        weights=weights,
+        weights=losses,
         pixels=_pixels(config),
         masked=_masking(config, tokenizer),
         margin=config.ranking.margin,
@@ -89,8 +104,19 @@ def finetune(config: Any, workdir: str) -> None:
         )
     else:
         val = loop.open_set(config, config.evaluate.val)
-    lines = _choices(config, batches)
-    _run(config, workdir, model, objective, batches, tokenizer, mesh, found, val, lines)
+    lines = announce.of_finetuning(config, batches)
+    run = loop.Run(
+        config=config,
+        workdir=epath.Path(workdir),
+        model=model,
+        tokenizer=tokenizer,
+        objective=objective,
+        batches=batches,
+        mesh=mesh,
+        found=found,
+        val=val,
+    )
+    _run(run, lines)
 
 
 def _begin(config: Any, workdir: str) -> tuple[Mesh, tokenizers.Tokenizer]:
@@ -118,6 +144,14 @@ def _check_length(config: Any) -> None:
             "decay=steps, but drops is empty; name the epochs after which the rate "
             "falls, such as --config.drops='(20, 40, 50)'"
         )
+    late = [drop for drop in config.drops if drop >= config.epochs]
+    if config.decay == "steps" and late:
+        shares = tuple(max(1, round(d * config.epochs / 60)) for d in (20, 40, 50))
+        raise UserError(
+            f"drops={tuple(config.drops)} has {late} at or behind the end, epochs="
+            f"{config.epochs}, where the rate cannot fall any more; LGUR's shares of "
+            f"so many are --config.drops='{shares}'"
+        )
     if config.epochs < 1 or config.steps < 0:
         raise UserError(
             f"epochs={config.epochs} and steps={config.steps}: epochs must be 1 or more, "
@@ -135,6 +169,22 @@ def _held_out(config: Any) -> float:
             "identities that is kept for it, such as 0.05"
         )
     return config.evaluate.hold_out
+
+
+def _groups_of(config: Any, model: unipt.DualEncoder) -> Any:
+    """Without the groups of rates that are of parts which other fields left out."""
+    parts = {path.split("/")[0] for path in start.shapes(model)}
+    absent = [f"{part}/kernel" for part in weights.PARTS if part not in parts]
+    groups = [
+        (pattern, factor)
+        for pattern, factor in config.optimiser.groups
+        if any(re.search(pattern, path) for path in start.shapes(model))
+        or not any(re.search(pattern, path) for path in absent)
+    ]
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.optimiser.groups = tuple(groups)
+    return config
 
 
 def _check_groups(config: Any, params: Any) -> None:
@@ -241,120 +291,15 @@ def open_batches(
     )
 
 
-def _run(
-    config, workdir, model, objective, batches, tokenizer, mesh, found, val, lines
-) -> None:
+def _run(run: loop.Run, lines: Mapping[str, str]) -> None:
     """Opens the run directory, says what is in force, and trains."""
-    steps = config.steps or config.epochs * len(batches) // config.batch_size
-    init = functools.partial(unipt.initialise, model, jax.random.key(0))
+    init = functools.partial(unipt.initialise, run.model, jax.random.key(0))
     params = jax.eval_shape(init)
-    _check_groups(config, params)
-    workdir = rundir.open_workdir(config, workdir, harmless=HARMLESS)
+    _check_groups(run.config, params)
+    workdir = rundir.open_workdir(run.config, run.workdir, harmless=HARMLESS)
     if jax.process_index() == 0 and not (workdir / "tokenizer").exists():
-        tokenizer.save(workdir / "tokenizer")
-    if found is not None:
-        lines = lines | start.choices(found)
-    announce(config, params, tokenizer, batches, steps, mesh, lines)
-    found = found or {}
-    loop.fit(
-        *(config, workdir, model, objective, batches, tokenizer, steps, mesh),
-        *(found, val),
-    )
-
-
-def announce(config, params, tokenizer, batches, steps, mesh, more) -> None:
-    """Prints the choices that a reader of the paper would ask for, and `more`."""
-    if jax.process_index() != 0:
-        return
-    table = batches.table
-    report.parameter_table(params)
-    chosen_on = config.evaluate.val or "nothing: the last step is taken"
-    values = {
-        "recipe": config.recipe,
-        "devices": f"{mesh.size} ({jax.devices()[0].device_kind}), mesh {dict(mesh.shape)}",
-        "records": f"{config.data.records} split {config.data.split}: {len(batches)} "
-        f"samples ({config.data.sample}), captions from "
-        f"{config.data.captions or 'the records'}",
-        "without caption": f"{batches.without_caption} images left out",
-        "tokenizer": f"{config.tokenizer}, {len(tokenizer)} tokens",
-        "text lengths": f"{tuple(config.data.lengths)}; {table.cut} captions cut",
-        "steps": f"{steps} of {config.batch_size} images",
-        "pooling": "class token and end of text"
-        if config.model.pool == "token"
-        else f"maximum, padding {'in' if config.model.pool_padding else 'masked'}, "
-        f"class tokens {'in' if config.model.pool_special else 'masked'}",
-        "MLM": f"weight {config.loss.mlm}, rate {config.mlm.rate}, "
-        + ("whole words" if config.mlm.whole_words else "tokens")
-        + f", head {_mlm_head(config)}",
-        "learning rate": _learning_rate(config),
-        "best checkpoint by": chosen_on,
-        **more,
-        "precision": f"{config.model.dtype} compute, float32 parameters and losses",
-    }
-    report.choices("choices in force", values)
-    warnings = []
-    if table.cut:
-        warnings.append(
-            f"{table.cut} captions are longer than {config.data.lengths[-1]} tokens; "
-            "their ends are cut"
-        )
-    if config.evaluate.val and config.evaluate.val == config.evaluate.test:
-        warnings.append(
-            f"the best checkpoint is chosen on '{config.evaluate.val}', the split that "
-            "is reported: its figures are too good, and every output says so"
-        )
-    for warning in warnings:
-        print(f"warning: {warning}", flush=True)
-
-
-def _choices(config: Any, batches: pipeline.TrainBatches) -> dict[str, str]:
-    """What a reader would ask of fine-tuning."""
-    losses = {name: weight for name, weight in config.loss.items() if weight}
-    lines = {
-        "losses": ", ".join(f"{k} {v:g}" for k, v in losses.items()),
-        "identities": f"{batches.classes} in training, {len(batches.held_out)} held out",
-        "batches": f"{config.data.identities} identities x "
-        f"{config.batch_size // config.data.identities} samples"
-        if config.data.identities
-        else "samples as they come",
-        "augmentation": f"flips {config.pixels.flips}, shift {config.pixels.shift}, "
-        f"erasing {config.pixels.erasing:g}, drop path {config.model.image.drop_path:g}",
-        "retrieval by": config.model.retrieval,
-    }
-    if config.loss.ranking or config.loss.pgu:
-        lines["ranking"] = (
-            f"margin {config.ranking.margin}, a random semi-hard negative each way, "
-            f"{config.ranking.reduction} over anchors"
-        )
-    if config.loss.pgu:
-        lines["PGU"] = (
-            f"{config.model.pgu.parts} parts, reads {config.model.pgu.tokens} tokens"
-        )
-    if config.loss.sdm or config.loss.contrastive:
-        lines["temperature"] = _temperature(config)
-    return lines | start.differences(config.init["model"], config)
-
-
-def _temperature(config: Any) -> str:
-    fixed = config.model.temperature == "fixed"
-    value = f" {config.model.temperature_init}" if fixed else ""
-    return config.model.temperature + value
-
-
-def _mlm_head(config: Any) -> str:
-    crossed = (config.model.get("interaction") or {"layers": 0})["layers"]
-    return (
-        f"after {crossed} layers that read the image"
-        if crossed
-        else (config.model.mlm_output)
-    )
-
-
-def _learning_rate(config: Any) -> str:
-    text = f"{config.lr}, warm-up {config.warmup:.0%}, {config.decay}"
-    if config.decay == "steps":
-        text += f" x{config.drop_factor} after {tuple(config.drops)} of {config.epochs}"
-    groups = [tuple(group) for group in config.optimiser.groups]
-    if len(groups) > 1:
-        text += "; " + ", ".join(f"{p or 'the rest'} x{f:g}" for p, f in groups)
-    return text
+        run.tokenizer.save(workdir / "tokenizer")
+    if run.found is not None:
+        lines = {**lines, **start.choices(run.found)}
+    announce.announce(run, params, lines)
+    loop.fit(run)

@@ -100,7 +100,8 @@ class TrainBatches:
     With `labelled` it has "label" (b,) int32 too: the identity's class, 0 to
     `classes` - 1. With `identities` = P a global batch of G has P identities, drawn
     without repetition until all were drawn, with G / P samples each: different ones, as
-    long as the identity has so many.
+    long as the identity has so many. (A batch that ends one round and begins the next
+    may have a person of both.)
     """
 
     def __init__(
