@@ -86,10 +86,13 @@ def tokenizer_of(init: Mapping[str, Any]) -> str:
             "tokenizer is empty, and no init.model or init.text to take it from; give "
             "--config.tokenizer=FOLDER"
         )
-    own = epath.Path(name).expanduser() / "tokenizer"  # of a run
-    if not own.parent.exists():
+    path = epath.Path(name).expanduser()
+    if not path.exists():
         sources.check_id(name)
-    return str(own) if own.is_dir() else name
+        return name
+    folder = path.parent if path.is_file() else path
+    own = folder / "tokenizer"  # of a run
+    return str(own if own.is_dir() else folder)
 
 
 def check_given(init: Mapping[str, Any]) -> None:
