@@ -430,3 +430,27 @@ def test_what_does_not_fit_is_refused_in_a_sentence(change, sentence):
     ranking.evaluate(**good)
     with pytest.raises(ValueError, match=sentence):
         ranking.evaluate(**good | change)
+
+
+@pytest.mark.parametrize("together", [1, 40, 10_000])
+def test_figures_do_not_depend_on_how_many_blocks_meet_the_gallery_at_once(
+    together, monkeypatch
+):
+    rng = np.random.default_rng(5)
+    query, gallery = (rng.normal(size=(n, 6)).astype(np.float32) for n in (37, 50))
+    query_ids, gallery_ids = rng.integers(0, 6, 37), rng.integers(0, 6, 50)
+    whole = ranking.per_query(query, gallery, query_ids, gallery_ids)
+    held = []
+
+    def compare(query, gallery, order, blocks, *rest):
+        held.append(sum(some.score.size for some in blocks))
+        return original(query, gallery, order, blocks, *rest)
+
+    original = ranking.rank_tiles.compare
+    monkeypatch.setattr(ranking.rank_tiles, "compare", compare)
+    monkeypatch.setattr(ranking, "RIGHT_ANSWERS", together)
+    parts = ranking.per_query(query, gallery, query_ids, gallery_ids, block=4)
+    for name, values in whole.figures.items():
+        np.testing.assert_array_equal(parts.figures[name], values)
+    assert all(n <= max(together, 8 * 50) for n in held)  # a block has 8 rows here
+    assert (len(held) > 1) == (together < 10_000)

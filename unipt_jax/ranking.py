@@ -7,7 +7,7 @@ device (`rank_tiles`) gives back two whole numbers a right answer, and `rank_fig
 makes figures of them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 from unipt_jax import rank_tiles
-from unipt_jax.rank_figures import FIGURES, Ranked, pair, summary
+from unipt_jax.rank_figures import FIGURES, Answers, Ranked, pair, summary
 
 __all__ = [
     "FIGURES",
@@ -30,6 +30,7 @@ __all__ = [
 
 QUERY_BLOCK = 256  # queries a device at once
 GALLERY_BLOCK = 32_768  # gallery items at once: a float32 tile is 32 MiB at most
+RIGHT_ANSWERS = 2**24  # in the tables of a group of blocks, at 12 bytes each
 
 
 def evaluate(
@@ -88,9 +89,9 @@ def per_query(
       mesh: shares the queries among all its devices; the gallery is on each of them.
         Every process passes the same arrays and gets the same figures.
       block: queries a device at once.
-      gallery_block: gallery items at once: memory grows with block * gallery_block,
-        and not with Q * N. A larger gallery is met twice: to read the scores of right
-        answers, where they lie, and to compare.
+      gallery_block: gallery items at once: memory grows with block * (gallery_block +
+        right answers of a query), and not with Q * N. A larger gallery is met twice: to
+        read the scores of right answers, where they lie, and to compare.
       curve: places of the curve, at most; a gallery has no more than its size.
 
     Returns:
@@ -108,14 +109,32 @@ def per_query(
     answers = pair(query_ids, gallery_ids)
     ranked = Ranked.unknown(answers.amount, len(gallery), curve)
     rows = rank_tiles.rows_of_block(len(answers.matched), block, mesh)
-    blocks = [
-        rank_tiles.Block(answers, answers.matched[start : start + rows], rows, mesh)
-        for start in range(0, len(answers.matched), rows)
-    ]
-    rank_tiles.compare(query, gallery, answers.order, blocks, gallery_block, mesh)
-    for some in blocks:
-        some.fill(ranked)
+    for starts in _groups(answers, rows):
+        blocks = [
+            rank_tiles.Block(answers, answers.matched[start : start + rows], rows, mesh)
+            for start in starts
+        ]
+        rank_tiles.compare(query, gallery, answers.order, blocks, gallery_block, mesh)
+        for some in blocks:
+            some.fill(ranked)
     return ranked
+
+
+def _groups(answers: Answers, rows: int) -> Iterator[list[int]]:
+    """Where blocks of queries begin, as many together as meet the gallery at once.
+
+    A group's tables of right answers hold `RIGHT_ANSWERS` at most, or one block's.
+    """
+    group, held = [], 0
+    for start in range(0, len(answers.matched), rows):
+        amount = answers.amount[answers.matched[start : start + rows]]
+        right = len(amount) * int(amount.max())
+        if group and held + right > RIGHT_ANSWERS:
+            yield group
+            group, held = [], 0
+        group, held = [*group, start], held + right
+    if group:
+        yield group
 
 
 def per_query_of_scores(
