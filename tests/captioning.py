@@ -66,6 +66,9 @@ class Captioner(jobs.Launcher):
     model: pathlib.Path
     fields: tuple[str, ...] = ()
 
+    # What processes write must equal, to the byte, what `here` writes.
+    xla_flags = ""
+
     def of(self, **changes) -> "Captioner":
         """With other values of `FIELDS` or of more; `a__b` stands for the field a.b."""
         more = [f"--config.{k.replace('__', '.')}={v}" for k, v in changes.items()]

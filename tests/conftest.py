@@ -50,8 +50,16 @@ def clip_vocabulary(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory):
-    """What several processes compile alike is compiled once."""
-    return tmp_path_factory.mktemp("compiled")
+    """What several processes compile alike is compiled once, for all test workers.
+
+    A program that another worker is about to write cannot be read: it is compiled.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # of the folders of all workers in this session
+    folder = folder / "compiled"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 
+import finetuning
 import numpy as np
 import pytest
 
@@ -13,14 +14,18 @@ def finished(launcher, tmp_path_factory):
     """The work directory of a whole run, with val and test."""
     workdir = tmp_path_factory.mktemp("finished") / "run"
     more = ["--config.evaluate.val=val", "--config.evaluate.test=test"]
-    code, output = launcher.run(workdir, "--config.steps=6", *more)
+    code, output = launcher.run(workdir, *more)
     assert code == 0, output
     return workdir
 
 
-def the_sentence(launcher, workdir, *more: str, devices: int = 1) -> str:
+def here(launcher, workdir, *more: str) -> tuple[int, str]:
+    """Exit code and output in this process, for what is refused before it computes."""
+    return finetuning.here(*launcher.arguments(workdir, *more)[3:], devices=8)
+
+
+def the_sentence(code: int, output: str) -> str:
     """The one line of an error; fails on a traceback or another exit code."""
-    code, output = launcher.run(workdir, *more, devices=devices)
     assert code == 1, output
     assert "Traceback" not in output, output
     errors = [line for line in output.splitlines() if line.startswith("error: ")]
@@ -29,58 +34,60 @@ def the_sentence(launcher, workdir, *more: str, devices: int = 1) -> str:
 
 
 def test_no_data_at_the_path(launcher, tmp_path):
-    said = the_sentence(
-        launcher, tmp_path / "run", "--config.data.records=data/nowhere"
-    )
+    flag = "--config.data.records=data/nowhere"
+    said = the_sentence(*here(launcher, tmp_path / "run", flag))
     assert "no record set at data/nowhere" in said and "data_prep.build" in said
     assert not (tmp_path / "run").exists()
 
 
 def test_unknown_variant(launcher, tmp_path):
-    said = the_sentence(launcher, tmp_path, "--config=configs/pretrain.py:papper")
+    said = the_sentence(
+        *here(launcher, tmp_path, "--config=configs/pretrain.py:papper")
+    )
     assert "unknown variant 'papper'" in said and "released" in said
 
 
 def test_two_variants_of_one_axis(launcher, tmp_path):
     variant = "--config=configs/pretrain.py:vit_b16,deit_s16"
-    assert "are both a tower" in the_sentence(launcher, tmp_path, variant)
+    assert "are both a tower" in the_sentence(*here(launcher, tmp_path, variant))
 
 
 def test_misspelt_field(launcher, tmp_path):
-    said = the_sentence(launcher, tmp_path, "--config.batch_sise=8")
+    said = the_sentence(*here(launcher, tmp_path, "--config.batch_sise=8"))
     assert "batch_sise" in said and "batch_size" in said
 
 
 def test_value_of_the_wrong_type(launcher, tmp_path):
-    assert "batch_size" in the_sentence(launcher, tmp_path, "--config.batch_size=many")
+    said = the_sentence(*here(launcher, tmp_path, "--config.batch_size=many"))
+    assert "batch_size" in said
 
 
 def test_no_such_config_file(launcher, tmp_path):
-    said = the_sentence(launcher, tmp_path, "--config=configs/pretrian.py")
+    said = the_sentence(*here(launcher, tmp_path, "--config=configs/pretrian.py"))
     assert "the configs are in configs/" in said
 
 
 def test_batch_size_that_does_not_divide(launcher, tmp_path):
-    flags = ["--config.batch_size=12"]
-    said = the_sentence(launcher, tmp_path / "run", *flags, devices=8)
+    flag = "--config.batch_size=12"
+    said = the_sentence(*here(launcher, tmp_path / "run", flag))
     assert "batch_size=12 must be a positive multiple of the 8 devices" in said
 
 
 def test_mesh_that_does_not_fit(launcher, tmp_path):
-    said = the_sentence(launcher, tmp_path / "run", "--config.mesh.fsdp=3", devices=8)
+    flag = "--config.mesh.fsdp=3"
+    said = the_sentence(*launcher.run(tmp_path / "run", flag, devices=8))
     assert "mesh.fsdp=3 must be a divisor" in said and "here 8" in said
 
 
-def test_more_steps_with_another_config_are_refused(launcher, finished):
-    said = the_sentence(launcher, finished, "--config.steps=6", "--config.lr=1e-3")
+def test_to_go_on_with_another_config_is_refused(launcher, finished):
+    said = the_sentence(*here(launcher, finished, "--config.lr=1e-3"))
     assert "lr: 0.0025 there, 0.001 now" in said
 
 
 def test_checkpoint_of_another_shape(launcher, finished, tmp_path):
     shutil.copytree(finished / "checkpoints", tmp_path / "run" / "checkpoints")
-    said = the_sentence(
-        launcher, tmp_path / "run", "--config.steps=9", "--config.model.embedding=64"
-    )
+    flag = "--config.model.embedding=64"
+    said = the_sentence(*launcher.run(tmp_path / "run", flag))
     assert "is of another model" in said and "shape (128,) there, (64,) here" in said
 
 
@@ -91,13 +98,14 @@ def test_corrupt_record(launcher, persons, tmp_path):
     data = bytearray(file.read_bytes())
     data[len(data) // 2 : len(data) // 2 + 2000] = os.urandom(2000)
     file.write_bytes(data)
-    said = the_sentence(launcher, tmp_path / "run", f"--config.data.records={broken}")
+    flag = f"--config.data.records={broken}"
+    said = the_sentence(*launcher.run(tmp_path / "run", flag))
     assert str(broken) in said or "cannot be decoded" in said
 
 
 def test_loss_that_is_not_finite_names_step_rate_and_images(launcher, tmp_path):
     flags = ["--config.lr=1e30", "--config.every.save=3", "--config.optimiser.clip=0.0"]
-    said = the_sentence(launcher, tmp_path / "run", *flags)
+    said = the_sentence(*launcher.run(tmp_path / "run", *flags))
     assert "not finite at step" in said and "learning rate" in said
     assert "pretrain/" in said  # image ids
     steps = [p.name for p in (tmp_path / "run" / "checkpoints").glob("[0-9]*")]
@@ -107,19 +115,18 @@ def test_loss_that_is_not_finite_names_step_rate_and_images(launcher, tmp_path):
 
 def test_full_disk(launcher, small_disk):
     folder = small_disk("size=2m")
-    said = the_sentence(launcher, folder / "run", "--config.every.save=3")
+    said = the_sentence(*launcher.run(folder / "run", "--config.every.save=3"))
     assert "the disk is full" in said
 
 
 def test_read_only_workdir(launcher, small_disk):
     folder = small_disk("ro")
-    assert "read-only" in the_sentence(launcher, folder / "run")
+    assert "read-only" in the_sentence(*here(launcher, folder / "run"))
 
 
-def test_nothing_to_evaluate(launcher, tmp_path):
+def test_nothing_to_evaluate(tmp_path):
     flags = ["--config=configs/evaluate.py", f"--workdir={tmp_path}"]
-    code, output = launcher.run_job(*flags)
-    assert code == 1 and "--config.model=DIR" in output
+    assert "--config.model=DIR" in the_sentence(*finetuning.here(*flags))
 
 
 def test_evaluate_job_gives_the_figures_that_training_gave(
