@@ -1,7 +1,15 @@
-"""The paper's size runs: 384x128 pixels, real vocabularies, towers of base size."""
+"""The paper's size runs: 384x128 pixels, real vocabularies, towers of base width."""
 
+import functools
+
+import jax
 import jobs
 import pytest
+
+from configs import pretrain
+from unipt_jax import encoder, report
+from unipt_jax.data import tokenizers
+from unipt_jax.models import unipt
 
 
 def two_steps(launcher, workdir, variant, *more):
@@ -22,14 +30,25 @@ def two_steps(launcher, workdir, variant, *more):
     return output, losses.values()
 
 
+def test_the_paper_has_196_million_parameters(bert_vocabulary, capsys):
+    words = tokenizers.load(bert_vocabulary)
+    model = encoder.build_model(pretrain.get_config("paper"), words)
+    init = functools.partial(unipt.initialise, model)
+    report.parameter_table(jax.eval_shape(init, jax.random.key(0)))
+    assert "196,4" in capsys.readouterr().out.splitlines()[-1]
+
+
 @pytest.mark.slow
-def test_two_steps_of_vit_and_bert(launcher, bert_vocabulary, tmp_path):
+@pytest.mark.parametrize(
+    "layers", [2, pytest.param(12, marks=pytest.mark.full_size)], ids="{} layers".format
+)
+def test_two_steps_of_vit_and_bert(layers, launcher, bert_vocabulary, tmp_path):
     random = ["--config.init.image=", "--config.init.text="]
     vocabulary = f"--config.tokenizer={bert_vocabulary}"
-    output, losses = two_steps(launcher, tmp_path, "paper", vocabulary, *random)
+    depth = [f"--config.model.{t}.layers={layers}" for t in ("image", "text")]
+    _, losses = two_steps(launcher, tmp_path, "paper", vocabulary, *random, *depth)
     # near chance: log 4 for the pairs, log 30522 for the words
     assert all(11 < loss < 13.5 for loss in losses)
-    assert "196,4" in output  # million parameters
 
 
 @pytest.mark.full_size
