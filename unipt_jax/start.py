@@ -13,6 +13,7 @@ import numpy as np
 from etils import epath
 
 from unipt_jax import encoder, sharding, sources, transfer, tree, weights
+from unipt_jax.clip_config import clip_section
 from unipt_jax.data import tokenizers
 from unipt_jax.errors import UserError
 from unipt_jax.models import unipt
@@ -20,6 +21,7 @@ from unipt_jax.transfer import Taken
 
 # Which of our parts each field of `config.init` fills.
 PARTS = {"model": None, "image": ("image",), "text": ("text", "mlm_head")}
+TOWERS = {"model": ("image", "text"), "image": ("image",), "text": ("text",)}
 
 
 def shapes(model: unipt.DualEncoder) -> dict[str, tuple[int, ...]]:
@@ -61,6 +63,7 @@ def read(
         if not init[field]:
             continue
         source = open_any(init[field])
+        _check_function(source, model, towers=TOWERS[field])
         if field != "image":
             _check_tokenizer(source, tokenizer)
         chosen = {
@@ -112,7 +115,10 @@ def check_given(init: Mapping[str, Any]) -> None:
 
 # Fields of a tower that its weights are made for.
 FIXED = ("kind", "patch", "features", "layers", "heads", "hidden", "pre_norm")
-FIXED += ("patch_bias",)
+FIXED += ("patch_bias", "activation", "norm_eps")
+# Of these, what no tensor's shape shows. A preset's eps may differ from published weights'.
+SILENT = ("heads", "activation", "norm_eps")
+SILENT_IN_CLIP = ("heads", "activation")
 
 
 def _described(name: str) -> dict[str, Any]:
@@ -128,15 +134,7 @@ def check_towers(name: str, model: Mapping[str, Any]) -> None:
     theirs = _described(name).get("model")
     if not theirs:
         return
-    differ = [
-        f"model.{tower}.{field}={_plain(theirs[tower][field])} (here "
-        f"{_plain(model[tower][field])})"
-        for tower in ("image", "text")
-        for field in FIXED
-        if field in theirs[tower]
-        and field in model[tower]
-        and _plain(theirs[tower][field]) != _plain(model[tower][field])
-    ]
+    differ = _differ(theirs, model, ("image", "text"), FIXED)
     if theirs["embedding"] != model["embedding"]:
         differ.append(
             f"model.embedding={theirs['embedding']} (here {model['embedding']})"
@@ -146,6 +144,45 @@ def check_towers(name: str, model: Mapping[str, Any]) -> None:
             f"{name} has other towers than this config: {', '.join(differ)}; choose the "
             "variant of its tower (vit_b16, deit_s16, clip_b16), or set these fields"
         )
+
+
+def _differ(theirs, ours, towers: tuple[str, ...], fields: tuple[str, ...]) -> list:
+    """What two `model` sections that both name these fields say otherwise."""
+    return [
+        f"model.{tower}.{field}={_plain(theirs[tower][field])} (here "
+        f"{_plain(ours[tower][field])})"
+        for tower in towers
+        for field in fields
+        if field in theirs.get(tower, ())
+        and field in ours[tower]
+        and _plain(theirs[tower][field]) != _plain(ours[tower][field])
+    ]
+
+
+def _check_function(source: sources.Source, model, towers: tuple[str, ...]) -> None:
+    """Raises UserError where a source's weights fit but would compute otherwise."""
+    config = source.configs.get("config.json", {})
+    own, fields = config.get("model"), SILENT
+    if not isinstance(own, Mapping):  # no run and no export of ours
+        own, fields = _clip(source), SILENT_IN_CLIP
+    differ = _differ(own, unipt.section(model), towers, fields) if own else []
+    if differ:
+        raise UserError(
+            f"{source.name} was trained with {', '.join(differ)}: its weights would fit, "
+            "but mean something else; set these fields"
+        )
+
+
+def _clip(source: sources.Source) -> dict[str, Any]:
+    """The `model` section of a whole CLIP whose config lies beside it, else empty."""
+    says = "vision_config" in source.configs.get("config.json", {})
+    if not says and "open_clip_config.json" not in source.configs:
+        return {}  # only who gives the config knows
+    tensors = transfer.canonical(source.tensors)
+    layout = weights.detect(tensors, ())
+    words = any(name.endswith("token_embedding.weight") for name in tensors)
+    whole = words and layout in (weights.CLIP, weights.OPENAI)
+    return clip_section(source) if whole else {}
 
 
 def differences(name: str, config: Mapping[str, Any]) -> dict[str, str]:
