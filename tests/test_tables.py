@@ -134,15 +134,26 @@ def test_queries_without_a_right_answer_are_told_with_what_they_count(policy, wo
     assert words in said(one) and "text to image" not in said(one)
 
 
-def test_re_ranking_is_named_with_the_figures_before_it():
+def before(first, back):
+    """The figures without re-ranking in both directions."""
+    return {"without_rerank": direction(first) | {"image_to_text": direction(back)}}
+
+
+def test_re_ranking_is_named_with_the_figures_before_it_in_both_directions():
     name = "k-reciprocal, k1 20, k2 6, weight 0.3"
-    one = entry(protocol={"rerank": name}, without_rerank=direction(3.0))
-    assert name in said(one) and "without: Rank-1 3.00, Rank-5 4.00" in said(one)
+    one = entry(protocol={"rerank": name}, **before(3.0, 41.0))
+    assert name in said(one)
+    assert "text to image Rank-1 3.00, Rank-5 4.00" in said(one)
+    assert "image to text Rank-1 41.00, Rank-5 42.00" in said(one)
+    assert "the same figures" not in said(one)
 
 
-def test_re_ranking_that_changes_nothing_says_so():
-    one = entry(protocol={"rerank": "k"}, without_rerank=direction(10.0))
-    assert "the same figures" in said(one)
+def test_re_ranking_that_changes_nothing_says_so_of_that_direction():
+    one = entry(protocol={"rerank": "k"}, **before(10.0, 60.0))
+    assert said(one).count("the same figures") == 2
+    other = entry(protocol={"rerank": "k"}, **before(10.0, 61.0))
+    assert "text to image the same figures" in said(other)
+    assert "image to text Rank-1 61.00" in said(other)
 
 
 def test_a_checkpoint_chosen_on_the_reported_set_is_warned_of():

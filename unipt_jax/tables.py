@@ -56,14 +56,8 @@ def notes(entry: Mapping[str, Any]) -> list[str]:
     if entry["selected_on"]:
         said.append(f"checkpoint chosen on: {entry['selected_on']}")
     if protocol["rerank"]:
-        before = entry["without_rerank"]
-        plain = ", ".join(f"{n} {before[key]:.2f}" for key, n in FIGURES.items())
-        if all(f"{before[key]:.2f}" == f"{entry[key]:.2f}" for key in FIGURES):
-            plain = (
-                "the same figures, as where captions are near captions alone and images "
-                "near images: neighbours then say nothing"
-            )
-        said.append(f"re-ranked ({protocol['rerank']}); without: {plain}")
+        before = [f"{name} {_plain(entry, key)}" for key, name in DIRECTIONS.items()]
+        said.append(f"re-ranked ({protocol['rerank']}); without: {'; '.join(before)}")
     for key, name in DIRECTIONS.items():
         figures = direction(entry, key)
         if figures["without_match"]:
@@ -87,6 +81,18 @@ def notes(entry: Mapping[str, Any]) -> list[str]:
                 + ", ".join(bounds)
             )
     return said
+
+
+def _plain(entry: Mapping[str, Any], key: str) -> str:
+    """One direction's figures before re-ranking."""
+    after, before = direction(entry, key), direction(entry["without_rerank"], key)
+    shown = {name: f"{before[name]:.2f}" for name in FIGURES}
+    if all(shown[name] == f"{after[name]:.2f}" for name in FIGURES):
+        return (
+            "the same figures, as where captions are near captions alone and images "
+            "near images: neighbours then say nothing"
+        )
+    return ", ".join(f"{title} {shown[name]}" for name, title in FIGURES.items())
 
 
 def uncertainty(figures: Mapping[str, Any], name: str, *, interval: bool = True) -> str:
