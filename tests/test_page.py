@@ -230,6 +230,18 @@ def test_curves_draw_each_loss_and_each_validation_figure_at_its_own_rows():
     assert 'id="axes_2"' in svg and 'id="axes_3"' not in svg
 
 
+def test_curves_show_every_loss_and_accuracy_in_a_panel_of_its_own():
+    losses = ("loss", "identity", "ranking", "pgu", "sdm")
+    others = ("lr", "gradient_norm", "images_per_second", "temperature")
+    values = dict.fromkeys((*losses, *others, "accuracy"), 1.0)
+    svg = page.curves([{"step": i} | values for i in (1, 2)])
+    at = [svg.index(f"<!-- {name} -->") for name in (*losses, "accuracy")]
+    second = svg.index('id="axes_2"')
+    assert all(place < second for place in at[:-1]) and at[-1] > second
+    assert not any(f"<!-- {name} -->" in svg for name in others)
+    assert 'id="axes_3"' not in svg
+
+
 def test_curves_of_losses_alone_are_one_panel():
     svg = page.curves([{"step": i, "loss": float(i)} for i in range(1, 6)])
     assert drawn(svg)[0] == 5

@@ -13,6 +13,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 BARS = 50  # of a histogram, at most
+# What metrics.jsonl holds of training beside losses.
+NO_LOSSES = ("step", "lr", "gradient_norm", "images_per_second")
+NO_LOSSES += ("temperature", "accuracy")
 STYLE = """
  body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem;
         padding: 0 1rem; color: #222; background: #fff }
@@ -207,15 +210,11 @@ def _panels(count: int) -> tuple[Figure, Sequence[Any]]:
 
 
 def curves(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The losses and the validation figures of metrics.jsonl as an SVG, or ""."""
-    panels = [
-        [
-            name
-            for name in ("loss", "contrastive", "mlm")
-            if any(name in r for r in rows)
-        ],
-        [name for name in ("val_rank1", "val_map") if any(name in r for r in rows)],
-    ]
+    """All losses, accuracy and validation figures of metrics.jsonl as an SVG, or ""."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    shown = ("accuracy",), ("val_rank1", "val_map")
+    losses = [n for n in names if n not in NO_LOSSES and not n.startswith("val_")]
+    panels = [losses, *([n for n in panel if n in names] for panel in shown)]
     panels = [names for names in panels if names]
     if not panels:
         return ""
