@@ -196,7 +196,7 @@ def drawn_of(grads, cosines, ids):
 
 
 def test_ranking_draws_semi_hard_negatives_alone_one_an_anchor_each_about_equally():
-    cosines, keys = apart(52), 3000
+    cosines, keys = apart(85), 3000
     run = jax.vmap(ranking_of(PEOPLE), (0, None))
     values, grads = run(jax.random.split(jax.random.key(0), keys), cosines)
     values, grads = np.asarray(values), np.asarray(grads)
@@ -219,19 +219,22 @@ def test_ranking_draws_semi_hard_negatives_alone_one_an_anchor_each_about_equall
     right = sums[0].sum(2) + sums[1].sum(2)
     np.testing.assert_array_equal(grads, whole - right[:, None] * np.eye(8))
     np.testing.assert_allclose(values, expected, rtol=1e-6)
-    # The two ways are drawn apart: of two anchors that choose, all pairs of choices come.
-    i, j = (np.argmax(semi_hard.sum(1)) for _, semi_hard in both)
-    pairs = np.einsum("kx,ky->xy", sums[0][:, i], sums[1][:, j]) / keys
-    wanted = np.outer(both[0][1][i], both[1][1][j])
-    wanted = wanted / wanted.sum()
-    assert np.all(np.abs(pairs - wanted) <= five_sigma(np.maximum(wanted, 1e-9), keys))
+    # The two ways are drawn apart: where both choose among some of the same eight, all
+    # pairs of choices come as often.
+    shared = (both[0][1] & both[1][1]).sum(1)
+    assert shared.max() >= 2
+    for i in np.flatnonzero(shared >= 2):
+        pairs = np.einsum("kx,ky->xy", sums[0][:, i], sums[1][:, i]) / keys
+        wanted = np.outer(both[0][1][i], both[1][1][i])
+        wanted = wanted / wanted.sum()
+        assert np.all(np.abs(pairs - wanted) <= five_sigma(wanted, keys))
 
 
 @pytest.mark.parametrize(("reduction", "over"), [("sum", 1), ("mean", 8)])
 def test_ranking_sums_or_means_over_the_anchors_with_and_without_a_negative(
     reduction, over
 ):
-    cosines, key = apart(52), jax.random.key(1)
+    cosines, key = apart(85), jax.random.key(1)
     _, grad = ranking_of(PEOPLE)(key, cosines)
     value, slope = ranking_of(PEOPLE, reduction=reduction)(key, cosines)
     ways = zip(hinges(cosines, PEOPLE), drawn_of(grad, cosines, PEOPLE), strict=True)
@@ -312,7 +315,7 @@ def test_ranking_leaves_out_hinges_of_exactly_0_and_the_margin_and_what_is_beyon
 
 
 def test_ranking_where_all_are_one_identity_is_0_with_a_zero_gradient():
-    cosines = apart(52)
+    cosines = apart(85)
     value, grad = ranking_of(np.full(8, 7))(jax.random.key(0), cosines)
     assert value == 0 and not np.any(grad)
 
