@@ -202,6 +202,24 @@ def test_each_model_is_opened_once_and_all_are_looked_at_before(
     assert stage.log == expected
 
 
+@pytest.mark.parametrize("last", ["first step 3 set/val", "second step 3 set/test"])
+def test_a_failure_late_in_the_matrix_costs_no_figure_before_it(
+    stage, persons, tmp_path, monkeypatch, last
+):
+    def fail_last(encoder, data, **reading):
+        if f"{encoder.name} {data.name}" == last:
+            raise UserError("a damaged image")
+        return stage.embed(encoder, data, **reading)
+
+    monkeypatch.setattr(evaluate, "embed_set", fail_last)
+    job = config(model="first,second", examples=0, bootstrap=0)
+    job.data.records = f"{persons},{persons}:val"
+    with pytest.raises(UserError, match="a damaged image"):
+        evaluate.run(job, str(tmp_path / "out"))
+    known = ["first on set/test", "first on set/val"]
+    assert list(read(tmp_path / "out")) == known[: 1 if "first" in last else 2]
+
+
 @pytest.mark.parametrize(
     ("model", "records", "words"),
     [

@@ -106,31 +106,40 @@ def run(config: Any, workdir: str) -> None:
     names = [system.name for system in found]
     outputs = _Outputs(workdir, options, names, [data.name for data in sets])
     for system in found:
-        scored: dict[str, list[Scored]] = {data.name: [] for data in sets}
-        shown: dict[str, Examples] = {}
-        for model in system.models:
-            encoder = _load(config, model, kinds, mesh)
-            for data in sets:
-                one, look = _measure(
-                    encoder, data, options, look=data.name not in shown
-                )
-                scored[data.name].append(one)
-                shown.setdefault(data.name, look)
-            del encoder  # before the next one is there
+        _evaluate(config, system, sets, options, kinds, mesh, outputs)
+    outputs.finish(begin)
+
+
+def _evaluate(
+    config: Any,
+    system: systems.System,
+    sets: Sequence[RetrievalSet],
+    options: Options,
+    kinds: Mapping[str, str],
+    mesh: Any,
+    outputs: "_Outputs",
+) -> None:
+    """One system on every set; what is known of a set is written at once."""
+    scored: dict[str, list[Scored]] = {data.name: [] for data in sets}
+    shown: dict[str, Examples] = {}
+    for model in system.models:
+        encoder = _load(config, model, kinds, mesh)
         for data in sets:
+            ranked = scored[data.name]
+            one, look = _measure(encoder, data, options, look=not ranked)
+            ranked.append(one)
+            shown.setdefault(data.name, look)
+            if len(ranked) < len(system.models):
+                continue
             here = any(
-                _selected_here(model, one, data)
-                for model, one in zip(system.models, scored[data.name], strict=True)
+                _selected_here(name, each, data)
+                for name, each in zip(system.models, ranked, strict=True)
             )
             entry = scoring.entry(
-                system.name,
-                scored[data.name],
-                data,
-                options.protocol,
-                selected_here=here,
+                system.name, ranked, data, options.protocol, selected_here=here
             )
             outputs.add(entry, data, shown[data.name], run=system.models[0])
-    outputs.finish(begin)
+        del encoder  # before the next one is there
 
 
 def _options(config: Any) -> Options:
@@ -228,7 +237,10 @@ def _selected_here(model: str, scored: Scored, data: RetrievalSet) -> bool:
 
 
 class _Outputs:
-    """What is written, by process 0 alone: pages at once, the rest at the end."""
+    """What is written, by process 0 alone: what is known of an entry at once.
+
+    So a damaged image in the last set, or a kill, costs no figure that was computed.
+    """
 
     def __init__(
         self,
@@ -258,7 +270,7 @@ class _Outputs:
         *,
         run: str | os.PathLike,
     ) -> None:
-        """Keeps an entry, and writes its page. run: whose curves are drawn, if any."""
+        """Writes an entry and its page. run: whose curves are drawn, if any."""
         name = f"{entry['system']} on {data.name}" if self._several else data.name
         file = "report.html"
         if not self._alone:
@@ -271,6 +283,7 @@ class _Outputs:
             metrics = report.read_metrics(run)
             html = evaluation_page.detail(entry, data, shown, metrics)
             rundir.write_text(self._workdir / file, html)
+            rundir.write_json(self._workdir / "evaluation.json", self._results)
 
     def finish(self, begin: float) -> dict[str, Any]:
         """Writes and prints what concerns all of them. begin: when it all began."""
@@ -282,7 +295,6 @@ class _Outputs:
         if not self._alone:
             html = evaluation_page.overview(self._results, self._links)
             rundir.write_text(self._workdir / "report.html", html)
-        rundir.write_json(self._workdir / "evaluation.json", self._results)
         print(tables.terminal(self._results))
         took = report.clock(time.monotonic() - begin)
         print(f"{took}; see {self._workdir}/report.html", flush=True)
