@@ -105,7 +105,6 @@ def per_query(
     query_ids = checked_ids(query_ids, len(query), "query")
     gallery_ids = checked_ids(gallery_ids, len(gallery), "gallery")
     check_positive(block=block, gallery_block=gallery_block, curve=curve)
-
     answers = pair(query_ids, gallery_ids)
     ranked = Ranked.unknown(answers.amount, len(gallery), curve)
     rows = rank_tiles.rows_of_block(len(answers.matched), block, mesh)
