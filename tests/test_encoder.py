@@ -55,6 +55,22 @@ def test_a_run_of_a_config_without_evaluation_is_opened(run):
     assert unipt_jax.load(run).selected_on == "last step"
 
 
+def test_an_export_of_a_run_chosen_on_test_still_says_so(run, tmp_path):
+    config = json.loads((run / "config.json").read_text())
+    config["evaluate"] = {"val": "test", "records": "data/x"}
+    (run / "config.json").write_text(json.dumps(config))
+    scores = run / "checkpoints" / "3" / "metrics" / "metrics"
+    scores.parent.mkdir()
+    scores.write_text(json.dumps({"rank1": 50.0}))
+    job = config_of_export.get_config().unlock()
+    job.model = str(run)
+    export.run(job, str(tmp_path / "export"))
+    opened = unipt_jax.load(tmp_path / "export")
+    assert opened.selected_on == unipt_jax.load(run).selected_on == "test"
+    assert opened.selection_records == "data/x"
+    assert systems.selection_folder(str(tmp_path / "export")) == "data/x"
+
+
 def test_a_grid_with_as_many_patches_as_a_square_comes_back_as_it_was(
     persons, tmp_path
 ):

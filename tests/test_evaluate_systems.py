@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from unipt_jax import systems
+from unipt_jax import encoder, systems
 from unipt_jax.errors import UserError
 from unipt_jax.systems import System, read_sets, read_systems
 
@@ -119,6 +119,11 @@ def test_the_set_of_a_selection_is_the_one_evaluated_on_else_the_one_trained_on(
     file.write_text(json.dumps(config | {"evaluate": {"records": "data/y"}}))
     assert systems.selection_folder("runs/a") == "data/y"
     assert systems.selection_folder("runs/seed3") is None
+    exported = {"format": encoder.EXPORT, "model": {}}
+    file.write_text(json.dumps(exported | {"selection_records": "data/z"}))
+    assert systems.selection_folder("runs/a") == "data/z"
+    file.write_text(json.dumps(exported))  # of before that was written
+    assert systems.selection_folder("runs/a") is None
 
 
 def test_one_folder_is_the_same_by_any_name(runs):

@@ -47,6 +47,7 @@ class Encoder:
     `images.resize`. name: where the parameters come from, for reports. selected_on: the
     split of its own set that a run's checkpoint was chosen on ("hold_out": identities of
     train that were kept out), "last step" where none was, "" where that is not known.
+    selection_records: the folder of that set, "" where that is not known.
     """
 
     model: unipt.DualEncoder
@@ -59,6 +60,7 @@ class Encoder:
     fit: str = "squeeze"
     name: str = ""
     selected_on: str = ""
+    selection_records: str = ""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -216,6 +218,7 @@ def _load_run(folder: epath.Path, checkpoint: str, mesh: Mesh, dtype: str) -> En
         lengths=tuple(sorted(config["data"]["lengths"])),
         name=f"{folder} step {step}",
         selected_on=selected_on.get(checkpoint, "a step given by hand"),
+        selection_records=selection_records(config),
         **pixel_options(config["pixels"]),
     )
 
@@ -223,6 +226,17 @@ def _load_run(folder: epath.Path, checkpoint: str, mesh: Mesh, dtype: str) -> En
 def _val_of(config: Mapping[str, Any]) -> str:
     """The split that a run's best checkpoint is chosen on; "" where none is named."""
     return config.get("evaluate", {}).get("val", "")
+
+
+def selection_records(config: Mapping[str, Any]) -> str:
+    """The record set on which the model of a run's or an export's config was chosen.
+
+    "" where the config does not say.
+    """
+    if config.get("format") == EXPORT:
+        return config.get("selection_records", "")
+    own = config.get("evaluate", {}).get("records")
+    return own or config.get("data", {}).get("records", "")
 
 
 def _load_export(folder: epath.Path, mesh: Mesh, dtype: str) -> Encoder:
@@ -246,6 +260,8 @@ def _load_export(folder: epath.Path, mesh: Mesh, dtype: str) -> Encoder:
         tokenizer=tokenizer,
         mesh=mesh,
         name=str(folder),
+        selected_on=config.get("selected_on", ""),
+        selection_records=selection_records(config),
         **fields,
     )
 

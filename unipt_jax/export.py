@@ -207,6 +207,8 @@ def _unipt_config(encoder: Encoder, params: Mapping, left: list[str]) -> dict[st
     return {
         "format": encoders.EXPORT,
         "source": encoder.name,
+        "selected_on": encoder.selected_on,
+        "selection_records": encoder.selection_records,
         "model": model,
         "vocabulary": len(tokenizer),
         "pad": tokenizer.pad,

@@ -115,13 +115,14 @@ def check(model: str, checkpoint: str) -> str:
 
 
 def selection_folder(model: str) -> str | None:
-    """The record set on which a run chose its checkpoint; None where nobody knows."""
+    """The record set on which a run, or the run of an export, chose its checkpoint.
+
+    None where nobody knows.
+    """
     file = epath.Path(os.path.expanduser(model)) / "config.json"
-    if not encoders.is_run(file.parent):
+    if not encoders.is_run(file.parent) and not encoders.is_export(file.parent):
         return None
-    config = json.loads(file.read_text())
-    own = config.get("evaluate", {}).get("records")
-    return own or config.get("data", {}).get("records")
+    return encoders.selection_records(json.loads(file.read_text())) or None
 
 
 def same_folder(a: str, b: str) -> bool:
