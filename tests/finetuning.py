@@ -22,6 +22,8 @@ TOWER = ("features=16", "heads=2", "hidden=24", "layers=1", "dropout=0.1")
 SMALL = (
     "--config.batch_size=16",
     "--config.steps=4",
+    "--config.loss.identity=1",
+    "--config.model.retrieval=pgu",
     "--config.model.image.height=48",
     "--config.model.image.width=16",
     *(f"--config.model.{t}.{field}" for t in ("image", "text") for field in TOWER),

@@ -37,16 +37,23 @@ def rates(variant) -> dict[str, float]:
 @pytest.mark.parametrize("recipe", ["", "paper", "lgur", "sdm"])
 def test_every_variant_builds_and_its_groups_fit_its_parameters(recipe, tower):
     starts = ["", "imagenet"] if tower != "clip_b16" else [""]
-    for name, start in itertools.product(SETS, starts):
+    for name, start in itertools.product(SETS[:3], starts):
         variant = ",".join(filter(None, [name, recipe, tower, start]))
         config = finetune.get_config(variant)
         assert config.is_locked and config.job == "finetune"
         assert config.recipe == (recipe or "paper")
         assert config.data.records == f"data/{name}"
-    for variant in (f"{name},{recipe},{tower}" for name in ("cuhk_pedes", "synthetic")):
-        groups = finetune.get_config(variant).optimiser.groups
-        factors = tree.assign(shapes(variant), groups)
-        assert len(set(jax.tree.leaves(factors))) == len(groups)
+    for start in starts:
+        assert len(set(rates(f"{SETS[0]},{recipe},{tower},{start}").values())) == 3
+
+
+@pytest.mark.parametrize("recipe", ["", "paper", "lgur", "sdm"])
+def test_every_synthetic_variant_builds_and_its_groups_fit_its_parameters(recipe):
+    config = finetune.get_config(f"synthetic,{recipe}")
+    assert config.is_locked and config.data.records == "data/synthetic"
+    groups = {factor for _, factor in config.optimiser.groups}
+    found = set(rates(f"synthetic,{recipe}").values())
+    assert found == {config.lr * factor for factor in groups}
 
 
 def test_the_sets_differ_in_how_val_is_had_alone():
@@ -75,6 +82,8 @@ def test_the_sets_differ_in_how_val_is_had_alone():
         ("cuhk_pedes,paper,sdm", "'paper' and 'sdm' are both a recipe"),
         ("cuhk_pedes,vit_b16,clip_b16", "'vit_b16' and 'clip_b16' are both a tower"),
         ("cuhk_pedes,clip_b16,imagenet", "clip_b16 starts from CLIP"),
+        ("synthetic,vit_b16", "synthetic has small towers of its own"),
+        ("synthetic,imagenet", "leave 'imagenet' out"),
     ],
 )
 def test_variants_that_say_nothing_are_refused_in_one_sentence(variant, said):
@@ -163,14 +172,14 @@ def test_irra_s_rate_warms_up_for_5_of_60_epochs_and_falls_as_a_cosine():
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-11)
 
 
-@pytest.mark.parametrize("tower", TOWERS)
-def test_irra_s_new_parts_learn_5_times_as_fast_and_biases_twice(tower):
+@pytest.mark.parametrize("rest", ["vit_b16", "deit_s16", "clip_b16", "imagenet"])
+def test_irra_s_new_parts_learn_5_times_as_fast_and_biases_twice(rest):
     new = {"classifier", "interaction", "cross_mlm_head"}
-    if tower != "clip_b16":  # CLIP's projections are trained already
+    if rest == "imagenet":  # a run's projections, or CLIP's, are trained already
         new |= {"image_projection", "text_projection"}
-    for path, rate in rates(f"cuhk_pedes,sdm,{tower}").items():
-        rest = 2e-5 if path.endswith("bias") else 1e-5
-        wanted = 5e-5 if path.split("/")[0] in new else rest
+    for path, rate in rates(f"cuhk_pedes,sdm,{rest}").items():
+        plain = 2e-5 if path.endswith("bias") else 1e-5
+        wanted = 5e-5 if path.split("/")[0] in new else plain
         assert rate == pytest.approx(wanted), path
 
 
@@ -184,21 +193,18 @@ def test_parts_that_a_pre_trained_pair_lacks_may_start_at_random_and_no_other():
         assert not config.init.scratch
 
 
-@pytest.mark.parametrize("recipe", ["paper", "sdm"])
+@pytest.mark.parametrize("recipe", ["lgur", "sdm"])
 def test_synthetic_has_the_quickstart_s_towers_and_the_recipe_s_losses(recipe):
     config = finetune.get_config(f"synthetic,{recipe}")
     real = finetune.get_config(f"cuhk_pedes,{recipe}")
     assert config.loss == real.loss and config.ranking == real.ranking
     assert (config.decay, config.warmup) == (real.decay, real.warmup)
     assert config.model.image.features == config.model.text.features == 96
-    assert config.init.model == "runs/quickstart/pretrain"
-    assert config.epochs == 60 and config.steps == 0
+    assert config.init.model == "runs/quickstart/pretrain" and config.steps == 0
 
 
-def test_quickstart_is_the_synthetic_variant_in_fewer_steps():
+def test_quickstart_is_the_synthetic_variant_in_a_fixed_number_of_steps():
     quick = finetune.get_config("quickstart").to_dict()
     whole = finetune.get_config("synthetic").to_dict()
     differ = {key for key in whole if whole[key] != quick[key]}
-    assert {"recipe", "steps"} <= differ and quick["steps"] > 0
-    same = ("model", "loss", "optimiser", "pixels", "data", "init", "tokenizer")
-    assert not differ & set(same)
+    assert differ == {"recipe", "steps"} and quick["steps"] > whole["steps"] == 0
