@@ -45,6 +45,8 @@ def _sentence(error: BaseException) -> str:
         return str(cause)
     if "Failed loading config file" in str(error):
         return "--config names no file that can be read; the configs are in configs/"
+    if isinstance(cause, KeyError) and "Did you mean" not in str(error):
+        return f"--config has no field {cause}; its file in configs/ has all there are"
     return f"--config: {str(error).strip().strip(chr(34))}"
 
 
