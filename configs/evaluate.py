@@ -25,9 +25,8 @@ def get_config(variant: str = "") -> ConfigDict:
             bootstrap=1000,  # draws of the 95% intervals over persons; 0 for none
             without_match="left_out",  # what a query without right answer is; or "zero"
             rows="",  # "markdown", "latex", or both, with a comma: rows.md, rows.tex
-            rerank=dict(
-                k1=0, k2=6, weight=0.3
-            ),  # by k-reciprocal neighbours, if k1 > 0
+            # By k-reciprocal neighbours among images, if k1 > 0, say 8.
+            rerank=dict(k1=0, k2=3, weight=0.5),
             # Several sets stand between commas; FOLDER:SPLIT takes another split.
             data=dict(records="", split="test", threads=8),
             mesh=dict(data=0, fsdp=1),

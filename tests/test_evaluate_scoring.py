@@ -197,21 +197,20 @@ def test_without_draws_there_are_no_intervals(data, embeddings):
 def test_re_ranking_is_named_and_the_figures_before_it_stay(data, embeddings):
     protocol = Protocol(bootstrap=0, k1=5, k2=2, weight=0.3)
     found, plain = entry(data, embeddings, protocol), entry(data, embeddings)
-    assert found["protocol"]["rerank"] == "k-reciprocal, k1 5, k2 2, weight 0.3"
+    assert (
+        found["protocol"]["rerank"]
+        == "k-reciprocal among images, k1 5, k2 2, weight 0.3"
+    )
     assert plain["protocol"]["rerank"] == "" and "without_rerank" not in plain
     before = found["without_rerank"]
     assert figures(before) == figures(plain) != figures(found)
     assert figures(before["image_to_text"]) == figures(plain["image_to_text"])
     options = dict(k1=5, k2=2, weight=0.3)
-    for key, swap in (("", 1), ("image_to_text", -1)):
-        both = [
-            rerank.per_query(
-                *run[::swap], *(data.query_ids, data.person_ids)[::swap], **options
-            )
-            for run in embeddings
-        ]
-        expected = np.mean([np.nanmean(one.figures["map"]) for one in both])
-        assert (found[key] if key else found)["map"] == pytest.approx(expected)
+    ids = data.query_ids, data.person_ids
+    runs = [rerank.Reranker(*run, **options).per_query(*ids) for run in embeddings]
+    for i, way in enumerate((found, found["image_to_text"])):
+        expected = np.mean([np.nanmean(run[i].figures["map"]) for run in runs])
+        assert way["map"] == pytest.approx(expected)
 
 
 def test_an_entry_is_json_and_says_of_what_it_is(data, embeddings):
@@ -279,7 +278,8 @@ def test_shown_images_are_the_best_and_the_first_right_one(data, embeddings, pro
     queries, gallery = embeddings[1]
     similarity = queries @ gallery.T
     if protocol.k1:
-        similarity = rerank.Reranker(queries, gallery, k1=5, k2=2).scores(np.arange(40))
+        reranker = rerank.Reranker(queries, gallery, k1=5, k2=2)
+        similarity = reranker.to_image(np.arange(40))
     kinds = look(data, embeddings[1], 40, protocol).kinds
     assert len(kinds["random"]) == 40 and len(kinds["worst"]) == 8  # persons
     beyond = 0

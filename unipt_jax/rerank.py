@@ -1,13 +1,16 @@
-"""Turns embeddings into scores re-ranked by the neighbours that two items share.
+"""Turns embeddings into scores re-ranked by the images that two items share.
 
 Zhong, Zheng, Cao and Li, "Re-ranking Person Re-identification with k-reciprocal
-Encoding" (CVPR 2017). Queries and gallery together are the items; each is described by
-the items that it is a neighbour of in both directions, and two items are near where
-their descriptions overlap. Descriptions are sparse: nothing of (Q + N)^2 is held.
+Encoding" (CVPR 2017), for captions and images. There an item's neighbours are of all
+items; but where captions lie apart from images, a caption's are captions and an image's
+are images, and the two share none. Here all neighbours are images: each item is
+described by the images that it is a neighbour of in both directions, and two items are
+near where their descriptions overlap. Descriptions are sparse: nothing of Q x N or
+N x N is held.
 """
 
-import copy
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 from jax.sharding import Mesh
@@ -19,52 +22,40 @@ from unipt_jax.rank_figures import Ranked
 ITEMS = 1024  # items that are described at once
 SCORES = 2**21  # scores of a block of queries with the whole gallery, at most
 ENTRIES = 2**21  # entries of two descriptions that meet at once, at most
-
-
-def per_query(
-    query: ArrayLike,
-    gallery: ArrayLike,
-    query_ids: ArrayLike,
-    gallery_ids: ArrayLike,
-    *,
-    k1: int = 20,
-    k2: int = 6,
-    weight: float = 0.3,
-    mesh: Mesh | None = None,
-    curve: int = 50,
-) -> Ranked:
-    """What `ranking.per_query` gives, after re-ranking; see `Reranker`.
-
-    Raises:
-      ValueError: as `ranking.per_query` and `Reranker` do.
-    """
-    reranker = Reranker(query, gallery, k1=k1, k2=k2, weight=weight, mesh=mesh)
-    return reranker.per_query(query_ids, gallery_ids, curve=curve)
+LEAST = 1e-5  # of similarity between first and last neighbour: less is rounding
 
 
 class Reranker:
-    """Queries and gallery, described by their k-reciprocal neighbours.
+    """Captions and images, described by their k-reciprocal neighbours among images.
 
-    With d = 1 - dot product, and an item among its own nearest:
-      N(p, k): the k + 1 nearest items of p; of equals the lower index, queries first;
-      R(p, k): those g in N(p, k) with p in N(g, k)                          (eq. 3)
-      R*(p): R(p, k1), and R(q, k1 / 2) of each q in it of which two thirds or more
-        lie in R(p, k1)                                                      (eq. 5)
-      V(p): exp(-d(p, g)) at each g of R*(p), 0 elsewhere                    (eq. 7)
-        then the mean of V over the k2 nearest items of p                    (eq. 11)
+    With s the dot product and h = k1 / 2, rounded, half to even:
+      N(p, k): the k images nearest to a caption p; of an image, the k + 1, itself among
+        them; of equals the lower index. M(g, k): the k captions nearest to an image g.
+      R(p, k): the g in N(p, k) with p in M(g, k), if p is a caption, or with p in
+        N(g, k), if it is an image                                           (eq. 3)
+      R*(p): R(p, k1), and R(g, h) of each g in it of which two thirds or more lie in
+        R(p, k1)                                                             (eq. 5)
+      V(p): exp(-2 (a - s(p, g)) / (a - b)) at each g of R*(p), with a and b the largest
+        and the smallest s(p, .) in N(p, k1); 0 elsewhere; all by their sum  (eq. 7)
+        then the mean of the V of p and of its k2 - 1 nearest images, which for an image
+        are the k2 nearest, itself among them                               (eq. 11)
       J(p, g): sum of min(V(p), V(g)) / sum of max(V(p), V(g))               (eq. 10)
+      d(p, g): (most - s(p, g)) / (most - least), of a query p with the whole gallery
       d*(p, g) = (1 - weight) (1 - J) + weight d                             (eq. 12)
 
-    The paper's d is a squared distance; between rows of length 1 it is twice this one,
-    which lies between 0 and 1 for items that are not opposed, as 1 - J does. k1 / 2 is
-    rounded, half to even.
+    Similarities of a caption with images lie in another range than those of an image,
+    and each model has its own. So V takes them relative to the neighbours', and d runs
+    from 0 to 1, as 1 - J can, where the paper has a squared distance. a - b is `LEAST`
+    or more; d is 0 where a query's similarities are all equal.
+
+    Images for captions and captions for images are ranked by the same descriptions.
 
     Args:
-      query: (Q, D) float, rows of length 1.
-      gallery: (N, D) float, rows of length 1.
+      captions: (Q, D) float, rows of length 1.
+      images: (N, D) float, rows of length 1.
       k1: neighbours that may describe an item.
       k2: neighbours, with the item, over which descriptions are averaged; 1 is none.
-      weight: of the original distance, 0 to 1: lambda in the paper.
+      weight: of the similarity, 0 to 1: lambda in the paper.
       mesh: shares the search for neighbours among its devices.
 
     Raises:
@@ -74,114 +65,112 @@ class Reranker:
 
     def __init__(
         self,
-        query: ArrayLike,
-        gallery: ArrayLike,
+        captions: ArrayLike,
+        images: ArrayLike,
         *,
-        k1: int = 20,
-        k2: int = 6,
-        weight: float = 0.3,
+        k1: int = 8,
+        k2: int = 3,
+        weight: float = 0.5,
         mesh: Mesh | None = None,
     ):
-        query, gallery = np.asarray(query), np.asarray(gallery)
-        ranking.check_embeddings(query, gallery)
+        captions, images = (
+            np.asarray(x).astype(np.float32, copy=False) for x in (captions, images)
+        )
+        ranking.check_embeddings(captions, images)
         ranking.check_positive(k1=k1, k2=k2)
         if not 0 <= weight <= 1:
             raise ValueError(f"weight {weight} must lie between 0 and 1")
         self.weight = weight
-        self.items = np.concatenate([query, gallery]).astype(np.float32, copy=False)
-        most = min(max(k1 + 1, k2), len(self.items))
-        _, nearest = ranking.top_k(self.items, self.items, most, mesh=mesh)
-        self.described = _averaged(_described(self.items, nearest, k1), nearest[:, :k2])
-        self.sums = self.described.sums()
-        self._take_roles(range(len(query)), range(len(query), len(self.items)))
 
-    def swapped(self) -> "Reranker":
-        """Queries and gallery exchanged, the same items: nothing is searched anew."""
-        result = copy.copy(self)
-        result._take_roles(self.gallery, self.queries)
-        return result
+        nearest = _neighbours(captions, images, max(k1, k2 - 1), mesh)  # (Q, K)
+        nearest_image = _neighbours(images, images, max(k1 + 1, k2), mesh)  # (N, K)
+        _, back = _neighbours(images, captions, k1, mesh)  # (N, K) captions
+        half = nearest_image[1][:, : round(k1 / 2) + 1]
+        half = np.where(_mutual(half, half), half, -1)  # (N, H), R(g, h) or -1
+        first = [x[:, :k1] for x in nearest]
+        first_image = [x[:, : k1 + 1] for x in nearest_image]
+        described = Sparse.of_blocks(
+            [
+                *_described(captions, images, *first, back, half),
+                *_described(images, images, *first_image, first_image[1], half),
+            ],
+            len(images),
+        )  # captions, then images
 
-    def _take_roles(self, queries: range, gallery: range) -> None:
-        """Which items are the queries and which the gallery."""
-        self.queries, self.gallery = queries, gallery
-        part = self.described.part(gallery.start, gallery.stop)
-        self.by_item = part.transposed(len(self.items))
+        own = np.arange(len(captions))[:, None]
+        near = np.hstack([own, len(captions) + nearest[1][:, : k2 - 1]])
+        self.captions = Side(captions, _averaged(described, near))
+        near = len(captions) + nearest_image[1][:, :k2]
+        self.images = Side(images, _averaged(described, near))
 
-    def scores(self, rows: np.ndarray) -> np.ndarray:
-        """1 - d* of the queries `rows` (B,) with the gallery -> (B, N) float32.
+    def to_image(self, rows: ArrayLike) -> np.ndarray:
+        """1 - d* of the captions `rows` (B,) with all images -> (B, N) float32.
 
         Not d* itself: near 0, where most scores lie, float32 is finer than near 1.
         """
-        rows = np.asarray(rows) + self.queries.start
-        gallery = slice(self.gallery.start, self.gallery.stop)
-        scores = self.items[rows] @ self.items[gallery].T
-        scores *= self.weight
-        shared = self._shared(rows)
+        return self._scores(self.captions, self.images, np.asarray(rows))
+
+    def to_text(self, rows: ArrayLike) -> np.ndarray:
+        """1 - d* of the images `rows` (B,) with all captions -> (B, Q) float32."""
+        return self._scores(self.images, self.captions, np.asarray(rows))
+
+    def per_query(
+        self, caption_ids: ArrayLike, image_ids: ArrayLike, *, curve: int = 50
+    ) -> tuple[Ranked, Ranked]:
+        """What `ranking.per_query` gives, after re-ranking: text to image, and back.
+
+        Raises:
+          ValueError: ids that are not one integer a caption, or an image.
+        """
+        ids = (
+            ranking.checked_ids(caption_ids, len(self.captions.rows), "caption"),
+            ranking.checked_ids(image_ids, len(self.images.rows), "image"),
+        )
+        return tuple(
+            ranking.per_query_of_scores(
+                scores,
+                *pair,
+                block=max(1, min(ITEMS, SCORES // len(pair[1]))),
+                curve=curve,
+            )
+            for scores, pair in ((self.to_image, ids), (self.to_text, ids[::-1]))
+        )
+
+    def _scores(self, query: "Side", gallery: "Side", rows: np.ndarray) -> np.ndarray:
+        """1 - d* of `rows` (B,) of a side with all of the other -> (B, all)."""
+        scores = query.rows[rows] @ gallery.rows.T
+        scores -= scores.min(axis=1, keepdims=True)
+        most = scores.max(axis=1, keepdims=True)
+        scores *= self.weight / np.where(most > 0, most, 1)
+        shared = query.shared(rows, gallery)
         some = np.flatnonzero(shared)  # few
-        row, item = np.divmod(some, len(self.gallery))
-        total = self.sums[rows][row] + self.sums[gallery][item] - shared[some]
+        row, item = np.divmod(some, len(gallery.rows))
+        total = query.sums[rows][row] + gallery.sums[item] - shared[some]
         scores.ravel()[some] += (1 - self.weight) * shared[some] / total
         return scores
 
-    def per_query(
-        self, query_ids: ArrayLike, gallery_ids: ArrayLike, *, curve: int = 50
-    ) -> Ranked:
-        """What `ranking.per_query` gives, after re-ranking."""
-        for name, ids, rows in (
-            ("query", query_ids, len(self.queries)),
-            ("gallery", gallery_ids, len(self.gallery)),
-        ):
-            ranking.checked_ids(ids, rows, name)
-        return ranking.per_query_of_scores(
-            self.scores, query_ids, gallery_ids, block=self._block(), curve=curve
-        )
 
-    def top_k(self, rows: ArrayLike, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k best gallery items of the queries `rows` (B,), best first.
+class Side:
+    """The captions, or the images: rows (P, D) and what describes them (P, N)."""
 
-        Returns:
-          scores 1 - d* (B, k) float32 and indices (B, k) int64 into the gallery; of
-          equals the lower index.
+    def __init__(self, rows: np.ndarray, described: "Sparse"):
+        self.rows, self.described = rows, described
+        self.by_image, self.sums = described.transposed(), described.sums()
 
-        Raises:
-          ValueError: k outside 1 to N.
-        """
-        rows, total = np.asarray(rows), len(self.gallery)
-        if not 1 <= k <= total:
-            raise ValueError(f"k {k} must be 1 to the gallery's size, {total}")
-        scores, indices = (
-            np.empty((len(rows), k), np.float32),
-            np.empty((len(rows), k), int),
-        )
-        for start in range(0, len(rows), self._block()):
-            at = slice(start, start + self._block())
-            tile = self.scores(rows[at])
-            indices[at] = np.argsort(-tile, axis=1, kind="stable")[:, :k]
-            scores[at] = np.take_along_axis(tile, indices[at], axis=1)
-        return scores, indices
-
-    def _block(self) -> int:
-        """Queries whose scores with the whole gallery are in memory at once."""
-        return max(1, min(ITEMS, SCORES // len(self.gallery)))
-
-    def _shared(self, rows: np.ndarray) -> np.ndarray:
-        """(B * N,): the sum of min(V(p), V(g)), over the items that describe both.
-
-        `rows` (B,) are items here.
-        """
-        row, item, value = self.described.entries(rows)
-        lengths = np.diff(self.by_item.start)[item]
-        ends = np.cumsum(lengths)
-        shared = np.zeros(len(rows) * len(self.gallery))
+    def shared(self, rows: np.ndarray, other: "Side") -> np.ndarray:
+        """(B * all,): the sum of min(V(p), V(g)), of p in `rows` (B,) and g in other."""
+        total = len(other.rows)
+        row, image, value = self.described.entries(rows)
+        ends = np.cumsum(np.diff(other.by_image.start)[image])
+        shared = np.zeros(len(rows) * total)
         at = 0
-        while at < len(item):
+        while at < len(image):
             before = ends[at - 1] if at else 0
             stop = max(at + 1, np.searchsorted(ends, before + ENTRIES, side="right"))
-            which, other, height = self.by_item.entries(item[at:stop])
+            which, item, height = other.by_image.entries(image[at:stop])
             which += at
-            cell = row[which] * len(self.gallery) + other
             least = np.minimum(value[which], height)
-            shared += np.bincount(cell, least, minlength=len(shared))
+            shared += np.bincount(row[which] * total + item, least, len(shared))
             at = stop
         return shared
 
@@ -191,18 +180,22 @@ class Sparse:
     """Rows of a matrix that is mostly zero.
 
     start: (rows + 1,) where each row's entries start and end.
-    column, value: (entries,) of each entry; a row's columns rise.
+    column, value: (entries,) of each entry; a row's columns rise. columns: how many.
     """
 
     start: np.ndarray
     column: np.ndarray
     value: np.ndarray
+    columns: int
 
     @classmethod
-    def of_blocks(cls, blocks: list[tuple[np.ndarray, np.ndarray, np.ndarray]]):
+    def of_blocks(
+        cls, blocks: list[tuple[np.ndarray, np.ndarray, np.ndarray]], columns: int
+    ) -> "Sparse":
         """From the amounts of entries of rows, and their columns and values, joined."""
         amount, column, value = (np.concatenate(x) for x in zip(*blocks, strict=True))
-        return cls(np.concatenate([[0], np.cumsum(amount)]), column, value)
+        start = np.concatenate([[0], np.cumsum(amount)])
+        return cls(start, column, value, columns)
 
     def entries(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of those rows (B,): which of the B, column and value, of every entry."""
@@ -218,76 +211,94 @@ class Sparse:
         of_row = np.repeat(np.arange(rows), np.diff(self.start))
         return np.bincount(of_row, self.value, minlength=rows)
 
-    def part(self, first: int, stop: int) -> "Sparse":
-        """The rows from first to stop."""
-        at = slice(self.start[first], self.start[stop])
-        start = self.start[first : stop + 1] - self.start[first]
-        return Sparse(start, self.column[at], self.value[at])
-
-    def transposed(self, columns: int) -> "Sparse":
-        """The columns, so many, as rows."""
+    def transposed(self) -> "Sparse":
+        """The columns as rows."""
+        rows = len(self.start) - 1
         order = np.argsort(self.column, kind="stable")
-        of_row = np.repeat(np.arange(len(self.start) - 1), np.diff(self.start))
-        amount = np.bincount(self.column, minlength=columns)
-        return Sparse(
-            np.concatenate([[0], np.cumsum(amount)]), of_row[order], self.value[order]
-        )
+        of_row = np.repeat(np.arange(rows), np.diff(self.start))
+        amount = np.bincount(self.column, minlength=self.columns)
+        start = np.concatenate([[0], np.cumsum(amount)])
+        return Sparse(start, of_row[order], self.value[order], rows)
 
 
-def _described(items: np.ndarray, nearest: np.ndarray, k1: int) -> Sparse:
-    """V before averaging, (U, U): the weights of R*(p) in row p."""
-    total = len(items)
-    near = nearest[:, : k1 + 1]
-    half = nearest[:, : round(k1 / 2) + 1]
-    mutual, mutual_half = _mutual(near), _mutual(half)
-    blocks = []
-    for start in range(0, total, ITEMS):
-        row = np.arange(start, min(start + ITEMS, total))
-        own = np.where(mutual[row], near[row], -1)  # (P, K), R(p, k1) or -1
-        theirs = np.where(mutual_half[near[row]], half[near[row]], -2)  # (P, K, H)
+def _neighbours(
+    query: np.ndarray, gallery: np.ndarray, k: int, mesh: Mesh | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and indices of the k best, or of all where there are fewer."""
+    return ranking.top_k(query, gallery, min(k, len(gallery)), mesh=mesh)
+
+
+def _described(
+    rows: np.ndarray,
+    images: np.ndarray,
+    scores: np.ndarray,
+    near: np.ndarray,
+    back: np.ndarray,
+    half: np.ndarray,
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """V before averaging, of a side (P, D), in blocks for `Sparse.of_blocks`.
+
+    scores, near: (P, K) of N(p, k1), best first. back: (N, K), for each image its
+    nearest of that side. half: (N, H), R(g, h), or -1.
+    """
+    mutual = _mutual(near, back)
+    step = max(1, min(ITEMS, ENTRIES // (near.shape[1] * half.size // len(half))))
+    for start in range(0, len(rows), step):
+        at = slice(start, start + step)
+        own = np.where(mutual[at], near[at], -2)  # (P, K), R(p, k1) or -2
+        theirs = half[near[at]]  # (P, K, H)
         inside = (theirs[..., None] == own[:, None, None, :]).any(axis=-1)
-        size = (theirs >= 0).sum(axis=-1)
-        joins = mutual[row] & (3 * inside.sum(axis=-1) >= 2 * size)  # (P, K)
-        theirs = np.where(joins[..., None], theirs, -2).reshape(len(row), -1)
+        joins = mutual[at] & (
+            3 * inside.sum(axis=-1) >= 2 * (theirs >= 0).sum(axis=-1)
+        )  # (P, K)
+        theirs = np.where(joins[..., None], theirs, -1).reshape(len(own), -1)
         members = np.concatenate([own, theirs], axis=1)
-        which, at = np.nonzero(members >= 0)
-        which, column = np.divmod(np.unique(which * total + members[which, at]), total)
-        amount = np.bincount(which, minlength=len(row))
-        blocks.append((amount, column, _weights(items, row, column, amount)))
-    return Sparse.of_blocks(blocks)
+        row, place = np.nonzero(members >= 0)
+        cell = np.unique(row * len(images) + members[row, place])
+        row, column = np.divmod(cell, len(images))
+        amount = np.bincount(row, minlength=len(own))
+        value = _weights(rows[at], images, scores[at], column, amount)
+        yield amount, column, value / np.bincount(row, value)[row]
 
 
-def _mutual(nearest: np.ndarray) -> np.ndarray:
-    """(U, K) neighbours -> (U, K) bool: whether each is one in both directions."""
-    result = np.empty(nearest.shape, bool)
-    for start in range(0, len(nearest), ITEMS):
-        near = nearest[start : start + ITEMS]
-        one = np.arange(start, start + len(near))[:, None, None]
-        result[start : start + ITEMS] = (nearest[near] == one).any(axis=-1)
+def _mutual(near: np.ndarray, back: np.ndarray) -> np.ndarray:
+    """(P, K) bool: whether p, too, is in `back` (N, K) of the image near[p]."""
+    result = np.empty(near.shape, bool)
+    for start in range(0, len(near), ITEMS):
+        part = near[start : start + ITEMS]
+        one = np.arange(start, start + len(part))[:, None, None]
+        result[start : start + ITEMS] = (back[part] == one).any(axis=-1)
     return result
 
 
 def _weights(
-    items: np.ndarray, row: np.ndarray, column: np.ndarray, amount: np.ndarray
+    rows: np.ndarray,
+    images: np.ndarray,
+    scores: np.ndarray,
+    column: np.ndarray,
+    amount: np.ndarray,
 ) -> np.ndarray:
-    """exp(-d) of each item in `row` with so many of `column`, joined."""
+    """Of each row so many of the images `column`, joined: their weights."""
     ends = np.cumsum(amount)
-    scores = [
-        items[column[end - size : end]] @ items[one]
-        for one, size, end in zip(row, amount, ends, strict=True)
+    found = [
+        images[column[end - size : end]] @ row
+        for row, size, end in zip(rows, amount, ends, strict=True)
     ]
-    return np.exp(np.concatenate(scores).astype(np.float64) - 1)
+    best, last = scores[:, 0].astype(np.float64), scores[:, -1]
+    reach = np.maximum(best - last, LEAST)
+    best, reach = np.repeat(best, amount), np.repeat(reach, amount)
+    return np.exp(-2 * (best - np.concatenate(found)) / reach)
 
 
-def _averaged(described: Sparse, nearest: np.ndarray) -> Sparse:
-    """The mean of the rows `nearest` (U, k2) in each row."""
-    total, k2 = nearest.shape
+def _averaged(described: Sparse, near: np.ndarray) -> Sparse:
+    """The mean of the rows `near` (P, K) in each row."""
+    many, columns = near.shape[1], described.columns
     blocks = []
-    for start in range(0, total, ITEMS):
-        near = nearest[start : start + ITEMS]
-        which, column, value = described.entries(near.ravel())
-        cell, place = np.unique(which // k2 * total + column, return_inverse=True)
-        row, column = np.divmod(cell, total)
-        amount = np.bincount(row, minlength=len(near))
-        blocks.append((amount, column, np.bincount(place, value) / k2))
-    return Sparse.of_blocks(blocks)
+    for start in range(0, len(near), ITEMS):
+        part = near[start : start + ITEMS]
+        which, column, value = described.entries(part.ravel())
+        cell, place = np.unique(which // many * columns + column, return_inverse=True)
+        row, column = np.divmod(cell, columns)
+        amount = np.bincount(row, minlength=len(part))
+        blocks.append((amount, column, np.bincount(place, value) / many))
+    return Sparse.of_blocks(blocks, columns)

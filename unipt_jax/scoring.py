@@ -23,16 +23,16 @@ class Protocol:
 
     without_match: what a query without a right answer is worth, "left_out" or "zero".
     bootstrap: draws of the intervals, 0 for none. seed: of those draws.
-    k1, k2, weight: of re-ranking by k-reciprocal neighbours; k1 = 0 ranks by
-    similarity alone.
+    k1, k2, weight: of re-ranking by k-reciprocal neighbours among images; k1 = 0 ranks
+    by similarity alone.
     """
 
     without_match: str = "left_out"
     bootstrap: int = 1000
     seed: int = 0
     k1: int = 0
-    k2: int = 6
-    weight: float = 0.3
+    k2: int = 3
+    weight: float = 0.5
 
     def __post_init__(self) -> None:
         """Raises UserError for values that mean nothing."""
@@ -48,7 +48,7 @@ class Protocol:
         if self.k1 < 0 or (self.k1 and self.k2 < 1):
             raise UserError(
                 f"rerank.k1={self.k1} and rerank.k2={self.k2} must be at least 1 "
-                "(rerank.k1=20, rerank.k2=6 is usual), or rerank.k1=0 for no re-ranking"
+                "(rerank.k1=8, rerank.k2=3 are good), or rerank.k1=0 for no re-ranking"
             )
         if not 0 <= self.weight <= 1:
             raise UserError(
@@ -61,7 +61,8 @@ class Protocol:
         """What the re-ranking is called in every output; "" where there is none."""
         if not self.k1:
             return ""
-        return f"k-reciprocal, k1 {self.k1}, k2 {self.k2}, weight {self.weight:g}"
+        numbers = f"k1 {self.k1}, k2 {self.k2}, weight {self.weight:g}"
+        return f"k-reciprocal among images, {numbers}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,11 +118,10 @@ def score(
     scored = Scored(
         model,
         selected_on,
-        reranker.per_query(data.query_ids, data.person_ids),
-        reranker.swapped().per_query(data.person_ids, data.query_ids),
+        *reranker.per_query(data.query_ids, data.person_ids),
         plain=plain,
     )
-    return scored, reranker.scores
+    return scored, reranker.to_image
 
 
 def entry(
