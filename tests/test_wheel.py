@@ -24,7 +24,7 @@ print(encoder.encode_text(["a man in a red coat"]).shape)
 @pytest.mark.slow
 def test_wheel_is_used_from_another_folder(persons, cache, tmp_path):
     run, wheel, site = tmp_path / "run", tmp_path / "wheel", tmp_path / "site"
-    code, output = jobs.Launcher(persons, cache).run(run, "--config.steps=2")
+    code, output = jobs.Launcher(persons, cache).run(run)
     assert code == 0, output
     command = [sys.executable, "-m", "build", "--wheel", "--outdir", str(wheel)]
     built = subprocess.run(
