@@ -202,6 +202,24 @@ def test_each_model_is_opened_once_and_all_are_looked_at_before(
     assert stage.log == expected
 
 
+def test_runs_of_another_config_or_the_same_seed_are_told_in_every_output(
+    stage, seeds, persons, tmp_path, capsys
+):
+    for name, rate in (("seed1", 0.1), ("seed22", 0.2)):
+        config_of_run = {"job": "x", "model": {}, "seed": 3, "lr": rate}
+        (tmp_path / name / "config.json").write_text(json.dumps(config_of_run))
+    job = config(model=seeds, examples=0, bootstrap=0)
+    job.data.records = str(persons)
+    evaluate.run(job, str(tmp_path / "out"))
+    [entry] = read(tmp_path / "out").values()
+    differ, same = entry["notes"]
+    assert "lr 0.1 (seed1) and 0.2 (seed22)" in differ and "same seed, 3" in same
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert differ in page and same in page
+    printed = capsys.readouterr().out
+    assert printed.count(differ) == printed.count(same) == 2  # before and after
+
+
 @pytest.mark.parametrize("last", ["first step 3 set/val", "second step 3 set/test"])
 def test_a_failure_late_in_the_matrix_costs_no_figure_before_it(
     stage, persons, tmp_path, monkeypatch, last

@@ -131,3 +131,79 @@ def test_one_folder_is_the_same_by_any_name(runs):
     assert systems.same_folder("runs/a", f"{runs}/link/../runs/a/")
     assert systems.same_folder("link/a", "runs/a")
     assert not systems.same_folder("runs/a", "runs/deep/a")
+
+
+# --- several runs as one system ------------------------------------------------------
+
+CONFIG = {"job": "finetune", "model": {"image": {"layers": 3}}, "lr": 0.1, "steps": 50}
+CONFIG |= {"init": {"model": "runs/p1", "scratch": False}, "tokenizer": "runs/p1/t"}
+
+
+@pytest.fixture
+def seeds(tmp_path):
+    """Makes run directories from changes of a config; the notes on them as one."""
+
+    def notes(*changes, steps=None):
+        for i, change in enumerate(changes):
+            folder = tmp_path / f"s{i}"
+            (folder / "checkpoints" / "30").mkdir(parents=True)
+            last = steps[i] if steps else 50
+            (folder / "checkpoints" / str(last)).mkdir(exist_ok=True)
+            (folder / "checkpoints" / "70.orbax-checkpoint-tmp").mkdir()
+            config = CONFIG | {"seed": i} | change
+            (folder / "config.json").write_text(json.dumps(config))
+        [system] = read_systems(f"{tmp_path}/s*")
+        return system.notes
+
+    return notes
+
+
+def test_runs_that_differ_in_seed_and_start_alone_are_not_noted(seeds):
+    start = {"init": {"model": "runs/p2", "scratch": False}, "tokenizer": "runs/p2/t"}
+    assert seeds({}, start, {"added": 1}) == ()
+
+
+def test_a_single_run_is_not_noted(seeds):
+    assert seeds({}, steps=[30]) == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"lr": 0.2}, "seeds: lr 0.1 (s0, s2) and 0.2 (s1)"),
+        (
+            {"model": {"image": {"layers": 4}}},
+            "model.image.layers 3 (s0, s2) and 4 (s1)",
+        ),
+        (
+            {"init": {"model": "", "scratch": True}},
+            "init.scratch false (s0, s2) and true",
+        ),
+        (
+            {"init": {"model": "", "scratch": False}},
+            'init.model "given" (s0, s2) and ""',
+        ),
+        ({"seed": 2}, "s1, s2 have the same seed, 2"),
+    ],
+)
+def test_runs_that_are_not_seeds_of_one_config_are_noted(seeds, change, words):
+    [note] = seeds({}, change, {})
+    assert words in note
+
+
+def test_fields_beyond_many_are_counted(seeds):
+    fields = [{f"field{i}": value for i in range(10)} for value in (1, 2)]
+    [note] = seeds(*fields)
+    assert "field7 1 (s0) and 2 (s1); 2 more fields" in note and "field8" not in note
+
+
+def test_an_unfinished_run_is_noted_by_its_steps_or_by_the_others(seeds):
+    assert seeds({}, {}, steps=[50, 40]) == (
+        "s1 is unfinished: its last checkpoint is of step 40, of 50",
+    )
+
+
+def test_an_unfinished_run_of_epochs_is_noted_by_the_others(seeds):
+    assert seeds({"steps": 0}, {"steps": 0}, steps=[40, 60]) == (
+        "s0 is unfinished: its last checkpoint is of step 40, another's of 60",
+    )

@@ -166,6 +166,12 @@ def test_a_checkpoint_chosen_on_the_reported_set_is_warned_of():
         assert "warning" not in write(results(entry(selected_on="val")))
 
 
+def test_notes_on_the_runs_stand_in_every_output():
+    one = results(entry(notes=["s1 is unfinished"]))
+    for write in (tables.terminal, tables.markdown, tables.latex):
+        assert "s1 is unfinished" in write(one)
+
+
 def test_a_note_that_holds_of_several_is_said_once():
     one, two = entry("a", selected_on="val"), entry("b", selected_on="val")
     assert tables.shared_notes(results(one, two)) == ["checkpoint chosen on: val"]

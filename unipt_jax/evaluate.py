@@ -138,7 +138,8 @@ def _evaluate(
             entry = scoring.entry(
                 system.name, ranked, data, options.protocol, selected_here=here
             )
-            outputs.add(entry, data, shown[data.name], run=system.models[0])
+            look, run = shown[data.name], system.models[0]
+            outputs.add(entry, data, look, run=run, notes=system.notes)
         del encoder  # before the next one is there
 
 
@@ -181,6 +182,8 @@ def _choices(
     """What is evaluated and how, a line each."""
     protocol = options.protocol
     lines = {f"system {one.name}": ", ".join(one.models) for one in found}
+    noted = {f"note on {one.name}": "; ".join(one.notes) for one in found}
+    lines |= {name: text for name, text in noted.items() if text}
     for data in sets:
         persons = len(np.unique(data.person_ids))
         lines[f"set {data.name}"] = (
@@ -269,8 +272,13 @@ class _Outputs:
         shown: Examples,
         *,
         run: str | os.PathLike,
+        notes: Sequence[str] = (),
     ) -> None:
-        """Writes an entry and its page. run: whose curves are drawn, if any."""
+        """Writes an entry, with notes on its runs, and its page.
+
+        run: whose curves are drawn, if any.
+        """
+        entry = entry | {"notes": list(notes)}
         name = f"{entry['system']} on {data.name}" if self._several else data.name
         file = "report.html"
         if not self._alone:

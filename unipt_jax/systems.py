@@ -9,9 +9,11 @@ import functools
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from etils import epath
+from flax import traverse_util
 
 from unipt_jax import encoder as encoders
 from unipt_jax import sources
@@ -21,14 +23,22 @@ from unipt_jax.data import records, tokenizers
 from unipt_jax.errors import UserError
 
 MAGIC = re.compile(r"[*?\[]")
+OWN = ("seed", "source")  # fields in which the runs of a system may well differ
+# Of these too, but not in whether they are given: a seed's run starts from a seed's run.
+NAMED = ("init.model", "init.image", "init.text", "tokenizer")
+MANY = 8  # differing fields that are named
 
 
 @dataclasses.dataclass(frozen=True)
 class System:
-    """A name, and the models that it stands for: one, or one for each seed."""
+    """A name, and the models that it stands for: one, or one for each seed.
+
+    notes: sentences on what several differ in beside their seeds.
+    """
 
     name: str
     models: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def read_systems(text: str) -> tuple[System, ...]:
@@ -51,7 +61,7 @@ def read_systems(text: str) -> tuple[System, ...]:
             raise UserError(f"config.model names '{model}' twice; leave one out")
     called = _distinct([name or _last(model) for name, model in named], given)
     systems = zip(called, map(_models, given), strict=True)
-    return tuple(System(name, models) for name, models in systems)
+    return tuple(System(name, models, _notes(models)) for name, models in systems)
 
 
 def read_sets(text: str, split: str) -> tuple[tuple[str, str], ...]:
@@ -197,3 +207,72 @@ def _models(model: str) -> tuple[str, ...]:
             "the --workdir of a training run, or a pattern that several of them match"
         )
     return tuple(str(folder) for folder in found)
+
+
+def _notes(models: Sequence[str]) -> tuple[str, ...]:
+    """What must be known of a mean over these runs; nothing of a single one."""
+    if len(models) < 2:
+        return ()
+    folders = [epath.Path(os.path.expanduser(model)) for model in models]
+    names = _distinct([folder.name for folder in folders], models)
+    files = [json.loads((folder / "config.json").read_text()) for folder in folders]
+    flat = [traverse_util.flatten_dict(content, sep=".") for content in files]
+    configs = dict(zip(names, flat, strict=True))
+    steps = dict(zip(names, map(_last_step, folders), strict=True))
+    return (*_differing(configs), *_seeds(configs), *_unfinished(configs, steps))
+
+
+def _by_value(values: Mapping[str, Any]) -> dict[str, str]:
+    """Run -> value turned round: value as text -> the runs that have it, as text."""
+    runs: dict[str, list[str]] = {}
+    for name, value in values.items():
+        runs.setdefault(json.dumps(value), []).append(name)
+    return {value: ", ".join(names) for value, names in runs.items()}
+
+
+def _differing(configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A sentence on the fields that all runs have, but not with one value."""
+    shared = set.intersection(*map(set, configs.values())) - set(OWN)
+    said = []
+    for field in sorted(shared):
+        values = {name: config[field] for name, config in configs.items()}
+        if field in NAMED:
+            values = {n: "given" if value else "" for n, value in values.items()}
+        runs = _by_value(values)
+        if len(runs) > 1:
+            each = " and ".join(f"{value} ({names})" for value, names in runs.items())
+            said.append(f"{field} {each}")
+    more = [f"{len(said) - MANY} more fields"] if len(said) > MANY else []
+    shown = "; ".join(said[:MANY] + more)
+    return [f"the runs differ in more than their seeds: {shown}"] if said else []
+
+
+def _seeds(configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A sentence for each seed that several runs have."""
+    seeds = {name: c["seed"] for name, c in configs.items() if "seed" in c}
+    return [
+        f"{names} have the same seed, {seed}: the spread is not one over seeds"
+        for seed, names in _by_value(seeds).items()
+        if list(seeds.values()).count(json.loads(seed)) > 1
+    ]
+
+
+def _unfinished(
+    configs: Mapping[str, Mapping[str, Any]], steps: Mapping[str, int]
+) -> list[str]:
+    """A sentence for each run whose last checkpoint comes before the end."""
+    said, furthest = [], max(steps.values())
+    for name, step in steps.items():
+        whole = configs[name].get("steps") or 0
+        if step and step < max(whole, furthest):
+            end = f"of {whole}" if step < whole else f"another's of {furthest}"
+            said.append(
+                f"{name} is unfinished: its last checkpoint is of step {step}, {end}"
+            )
+    return said
+
+
+def _last_step(folder: epath.Path) -> int:
+    """The step of a run's last whole checkpoint; 0 where it has none."""
+    saved = (folder / "checkpoints").glob("[0-9]*")
+    return max((int(path.name) for path in saved if path.name.isdigit()), default=0)

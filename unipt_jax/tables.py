@@ -55,6 +55,7 @@ def notes(entry: Mapping[str, Any]) -> list[str]:
     said = []
     if entry["selected_on"]:
         said.append(f"checkpoint chosen on: {entry['selected_on']}")
+    said += entry.get("notes", ())
     if protocol["rerank"]:
         before = [f"{name} {_plain(entry, key)}" for key, name in DIRECTIONS.items()]
         said.append(f"re-ranked ({protocol['rerank']}); without: {'; '.join(before)}")
