@@ -205,5 +205,10 @@ def test_an_unfinished_run_is_noted_by_its_steps_or_by_the_others(seeds):
 
 def test_an_unfinished_run_of_epochs_is_noted_by_the_others(seeds):
     assert seeds({"steps": 0}, {"steps": 0}, steps=[40, 60]) == (
-        "s0 is unfinished: its last checkpoint is of step 40, another's of 60",
+        "s0 may be unfinished: its last checkpoint is of step 40, another's of 60",
     )
+
+
+def test_a_run_of_fewer_steps_that_took_them_all_is_finished(seeds):
+    [note] = seeds({"steps": 40}, {}, steps=[40, 50])
+    assert "steps 40 (s0) and 50 (s1)" in note

@@ -263,12 +263,12 @@ def _unfinished(
     """A sentence for each run whose last checkpoint comes before the end."""
     said, furthest = [], max(steps.values())
     for name, step in steps.items():
-        whole = configs[name].get("steps") or 0
-        if step and step < max(whole, furthest):
-            end = f"of {whole}" if step < whole else f"another's of {furthest}"
-            said.append(
-                f"{name} is unfinished: its last checkpoint is of step {step}, {end}"
-            )
+        whole = configs[name].get("steps")
+        last = f"its last checkpoint is of step {step}"
+        if whole and 0 < step < whole:
+            said.append(f"{name} is unfinished: {last}, of {whole}")
+        elif not whole and 0 < step < furthest:  # its epochs do not say how many
+            said.append(f"{name} may be unfinished: {last}, another's of {furthest}")
     return said
 
 
