@@ -22,6 +22,7 @@ from unipt_jax.rank_figures import Ranked
 ITEMS = 1024  # items that are described at once
 SCORES = 2**21  # scores of a block of queries with the whole gallery, at most
 ENTRIES = 2**21  # entries of two descriptions that meet at once, at most
+PAIRS = 2**26  # pairs of neighbours that are compared at once
 LEAST = 1e-5  # of similarity between first and last neighbour: less is rounding
 
 
@@ -46,9 +47,16 @@ class Reranker:
     Similarities of a caption with images lie in another range than those of an image,
     and each model has its own. So V takes them relative to the neighbours', and d runs
     from 0 to 1, as 1 - J can, where the paper has a squared distance. a - b is `LEAST`
-    or more; d is 0 where a query's similarities are all equal.
+    or more; d is 1 where a query's similarities are all equal.
 
-    Images for captions and captions for images are ranked by the same descriptions.
+    Images for captions and captions for images are ranked by the same descriptions:
+    captions as neighbours would describe an image by what others happen to ask.
+
+    Measured on synthetic persons of four images each, 100 to choose from, for a
+    fine-tuned model and one that was not: the defaults raise mAP by 2 to 4 in both
+    directions, Rank-1 of image to text by 2 to 4, of text to image by -1 to 1. The
+    paper's k1 20, k2 6 and weight 0.3 lower Rank-1 by up to 5. Weights relative to the
+    neighbours' similarities were better than exp(s - 1) from k1 8 on.
 
     Args:
       captions: (Q, D) float, rows of length 1.
@@ -104,10 +112,7 @@ class Reranker:
         self.images = Side(images, _averaged(described, near))
 
     def to_image(self, rows: ArrayLike) -> np.ndarray:
-        """1 - d* of the captions `rows` (B,) with all images -> (B, N) float32.
-
-        Not d* itself: near 0, where most scores lie, float32 is finer than near 1.
-        """
+        """1 - d* of the captions `rows` (B,) with all images -> (B, N) float32."""
         return self._scores(self.captions, self.images, np.asarray(rows))
 
     def to_text(self, rows: ArrayLike) -> np.ndarray:
@@ -242,9 +247,7 @@ def _described(
     nearest of that side. half: (N, H), R(g, h), or -1.
     """
     mutual = _mutual(near, back)
-    step = max(1, min(ITEMS, ENTRIES // (near.shape[1] * half.size // len(half))))
-    for start in range(0, len(rows), step):
-        at = slice(start, start + step)
+    for at in _blocks(len(rows), near.shape[1] ** 2 * half.shape[1]):
         own = np.where(mutual[at], near[at], -2)  # (P, K), R(p, k1) or -2
         theirs = half[near[at]]  # (P, K, H)
         inside = (theirs[..., None] == own[:, None, None, :]).any(axis=-1)
@@ -264,11 +267,17 @@ def _described(
 def _mutual(near: np.ndarray, back: np.ndarray) -> np.ndarray:
     """(P, K) bool: whether p, too, is in `back` (N, K) of the image near[p]."""
     result = np.empty(near.shape, bool)
-    for start in range(0, len(near), ITEMS):
-        part = near[start : start + ITEMS]
-        one = np.arange(start, start + len(part))[:, None, None]
-        result[start : start + ITEMS] = (back[part] == one).any(axis=-1)
+    for at in _blocks(len(near), near.shape[1] * back.shape[1]):
+        one = np.arange(at.start, at.stop)[:, None, None]
+        result[at] = (back[near[at]] == one).any(axis=-1)
     return result
+
+
+def _blocks(total: int, pairs: int) -> Iterator[slice]:
+    """Of so many items, each with so many pairs of neighbours: those to do at once."""
+    step = max(1, min(ITEMS, PAIRS // pairs))
+    for start in range(0, total, step):
+        yield slice(start, min(start + step, total))
 
 
 def _weights(
