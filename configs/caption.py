@@ -46,6 +46,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.calibrate.images = 4096
         config.calibrate.targets = FREQUENCIES
         config.shard = 1024
+        config.captions_per_image = 4  # few images, seen many times: other words each
         return config.lock()
     common.parse(variant, {"tower": ("clip_b16",)})
     return config.lock()
