@@ -1,6 +1,7 @@
 """Training as a process: layouts agree, kills leave no trace, faults stop it cleanly."""
 
 import random
+import re
 import signal
 import time
 
@@ -33,18 +34,6 @@ def test_losses_of_40_steps_agree_on_8_devices(layout, launcher, undisturbed, tm
     assert_agree(jobs.losses(tmp_path / "run"), undisturbed)
 
 
-@pytest.mark.slow
-def test_losses_of_40_steps_agree_on_2_processes_of_4_devices(
-    launcher, undisturbed, tmp_path
-):
-    mesh = ["--config.mesh.data=2", "--config.mesh.fsdp=4"]
-    processes = launcher.start_two(tmp_path / "run", *mesh, devices=4)
-    for process in processes:
-        output, _ = process.communicate(timeout=600)
-        assert process.returncode == 0, output
-    assert_agree(jobs.losses(tmp_path / "run"), undisturbed)
-
-
 def assert_agree(found: dict[int, float], expected: dict[int, float]) -> None:
     assert list(found) == list(expected)
     # float32 sums in another order; 40 updates let the differences grow
@@ -59,7 +48,7 @@ def saved(workdir):
     return [p for p in (workdir / "checkpoints").glob("*") if p.name.isdigit()]
 
 
-def wait_for(process, condition, seconds: float = 120) -> None:
+def wait_for(process, condition, seconds: float = 600) -> None:
     """Returns when the condition holds or the process has ended."""
     end = time.monotonic() + seconds
     while not condition() and process.poll() is None:
@@ -105,7 +94,7 @@ def test_sigterm_saves_ends_with_its_own_code_and_goes_on_the_same(
     rows = workdir / "metrics.jsonl"
     wait_for(process, lambda: rows.exists() and rows.stat().st_size > 0)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == Stopped.CODE, output
     assert "the same command goes on from there" in output
     code, output = launcher.run(workdir)
@@ -114,7 +103,7 @@ def test_sigterm_saves_ends_with_its_own_code_and_goes_on_the_same(
 
 
 @pytest.mark.slow
-def test_sigterm_to_one_of_two_processes_stops_both_at_the_same_step(
+def test_sigterm_to_one_of_2_processes_stops_both_and_all_40_losses_agree(
     launcher, undisturbed, tmp_path
 ):
     workdir = tmp_path / "run"
@@ -123,10 +112,13 @@ def test_sigterm_to_one_of_two_processes_stops_both_at_the_same_step(
     rows = workdir / "metrics.jsonl"
     wait_for(processes[0], lambda: rows.exists() and rows.stat().st_size > 0)
     processes[1].send_signal(signal.SIGTERM)
+    said = []
     for process in processes:
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=600)
         assert process.returncode == Stopped.CODE, output
+        said += re.findall(r"stopped at step (\d+) of 40", output)
+    assert len(said) == 2 and said[0] == said[1] == str(max(jobs.losses(workdir)))
     for process in launcher.start_two(workdir, *mesh, devices=4):
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=600)
         assert process.returncode == 0, output
     assert_agree(jobs.losses(workdir), undisturbed)
