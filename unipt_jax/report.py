@@ -13,7 +13,21 @@ import jax
 import numpy as np
 from clu import parameter_overview
 from etils import epath
-from tensorboardX import SummaryWriter
+
+
+def _event_writer(folder: epath.Path, purge_step: int) -> Any:
+    """TensorBoard's events, without PyTorch.
+
+    tensorboardX imports it wherever it is installed, a second of every start; None in
+    its place says that it is not there.
+    """
+    absent = sys.modules.setdefault("torch", None) is None
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if absent:
+            del sys.modules["torch"]
+    return SummaryWriter(str(folder), purge_step=purge_step)
 
 
 def choices(title: str, values: Mapping[str, Any]) -> None:
@@ -61,9 +75,7 @@ class Report:
             return
         self._rows = _rows_until(self._path, start)
         self._rewrite()
-        self._events = SummaryWriter(
-            str(epath.Path(workdir) / "events"), purge_step=start + 1
-        )
+        self._events = _event_writer(epath.Path(workdir) / "events", start + 1)
 
     def _rewrite(self) -> None:
         partial = self._path.with_name(self._path.name + ".partial")
