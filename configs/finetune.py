@@ -164,6 +164,7 @@ def small(config: ConfigDict) -> None:
     config.init.model = "runs/quickstart/pretrain"
     config.lr = 1e-3
     config.optimiser.clip = 1.0
+    config.drops = tuple(round(drop * 40 / config.epochs) for drop in config.drops)
     config.epochs = 40
     config.every.update(dict(report=25, evaluate=50, save=50))
     if config.recipe == "paper":

@@ -51,6 +51,7 @@ def test_every_variant_builds_and_its_groups_fit_its_parameters(recipe, tower):
 def test_every_synthetic_variant_builds_and_its_groups_fit_its_parameters(recipe):
     config = finetune.get_config(f"synthetic,{recipe}")
     assert config.is_locked and config.data.records == "data/synthetic"
+    assert all(drop < config.epochs for drop in config.drops)
     groups = {factor for _, factor in config.optimiser.groups}
     found = set(rates(f"synthetic,{recipe}").values())
     assert found == {config.lr * factor for factor in groups}
