@@ -10,39 +10,20 @@ import sys
 from unittest import mock
 
 import finetuning
+import helpers
 import jobs
 import numpy as np
 import pytest
 import rundirs
+from finetuning import equal, opened, params_of, without
 from PIL import Image
 
-import unipt_jax
-from unipt_jax import evaluate, loop, tree
+from unipt_jax import evaluate, loop
 from unipt_jax.data import tokenizers
 from unipt_jax.data.records import PersonRecord, Records, write_set
 
 HEADS = {"classifier", "part_classifiers"}
 ALONE = ("--config.evaluate.val=", "--config.evaluate.test=")
-
-
-def arrays(params) -> dict[str, np.ndarray]:
-    return {path: np.asarray(x) for path, x in tree.flatten(params).items()}
-
-
-def params_of(run, checkpoint="best") -> dict[str, np.ndarray]:
-    mesh = finetuning.one_device()
-    return arrays(unipt_jax.load(run, checkpoint=checkpoint, mesh=mesh).params)
-
-
-def equal(found: dict, wanted: dict) -> None:
-    """To the bit, and none more or less."""
-    assert found.keys() == wanted.keys()
-    for path, x in wanted.items():
-        np.testing.assert_array_equal(found[path], x, path)
-
-
-def without(params: dict, *parts: str) -> dict:
-    return {path: x for path, x in params.items() if path.split("/")[0] not in parts}
 
 
 def start(run) -> list[str]:
@@ -64,8 +45,8 @@ def pretrained(persons, tmp_path_factory):
     model |= {"mlm_output": "tied", "temperature": "learned"}
     model["pgu"]["parts"] = 0
     tokenizer = tokenizers.load(persons / "tokenizer")
-    pixels = config.pixels.to_dict()
-    rundirs.make_run(folder, model, tokenizer, lengths=(48,), pixels=pixels)
+    with finetuning.on(devices=1):
+        rundirs.make_run(folder, model, tokenizer, (48,), config.pixels.to_dict())
     return folder
 
 
@@ -98,7 +79,7 @@ def test_the_best_on_val_is_what_is_reported_and_opened(tuned, persons):
     equal(params_of(run), params_of(run, "2"))
     last = params_of(run, "4")
     assert any((x != last[path]).any() for path, x in params_of(run).items())
-    encoder = unipt_jax.load(run, checkpoint="2", mesh=finetuning.one_device())
+    encoder = opened(run, "2")
     test = evaluate.read_set(persons, "test")
     figures = evaluate.figures(encoder, test, batch_size=16, threads=1)
     for key in finetuning.FIGURES:
@@ -129,7 +110,7 @@ def test_a_run_says_its_choices_losses_and_files(tuned, pretrained):
 
 
 def test_a_fine_tuned_run_is_opened_with_the_parts_side_by_side(tuned):
-    encoder = unipt_jax.load(tuned[0])
+    encoder = opened(tuned[0])
     rows = encoder.encode_text(["a man in a red coat", "a bag"])
     assert rows.shape == (2, 24)  # 3 parts of 8 features
     seen = encoder.encode_image([Image.new("RGB", (20, 60), "red")])
@@ -147,8 +128,10 @@ def test_both_is_the_summary_and_the_parts_of_one_run(tuned, tmp_path):
         config = json.loads((run / "config.json").read_text())
         config["model"]["retrieval"] = retrieval
         (run / "config.json").write_text(json.dumps(config))
-        encoder = unipt_jax.load(run, mesh=finetuning.one_device())
-        found[retrieval] = encoder.encode_text(["a man", "a woman with a bag"])
+        encoder = opened(run)
+        tokens = encoder.pad(encoder.tokenizer.encode(["a man", "a red bag"], 48)[0])
+        network = encoder.model, encoder.params
+        found[retrieval] = helpers.apply(*network, "encode_text", tokens)
     joined = np.concatenate([found["global"], found["pgu"]], axis=1) / np.sqrt(2)
     np.testing.assert_allclose(found["both"], joined, atol=1e-6)
 

@@ -115,7 +115,7 @@ FLAGS = {
     "no drops": (["decay=steps", "drops=()"], "decay=steps, but drops is empty"),
     "unknown decay": (["decay=step"], "decay 'step' is not one of linear, cosine"),
     "no steps": (["steps=-1"], "steps=-1: epochs must be 1 or more"),
-    "no epochs": (["steps=0", "epochs=0"], "epochs=0 and steps=0"),
+    "no epochs": (["steps=0", "epochs=0", "decay=linear"], "epochs=0 and steps=0"),
     "a negative margin": (["ranking.margin=-0.2"], "ranking.margin=-0.2 must be above"),
     "no margin": (["ranking.margin=nan"], "ranking.margin=nan must be above 0"),
     "unknown reduction": (
@@ -209,7 +209,8 @@ def source(persons, tmp_path_factory):
     """A run whose towers are not those of a small run."""
     folder = tmp_path_factory.mktemp("source") / "run"
     tokenizer = tokenizers.load(persons / "tokenizer")
-    rundirs.make_run(folder, rundirs.section("vit_b16"), tokenizer)
+    with finetuning.on(devices=1):
+        rundirs.make_run(folder, rundirs.section("vit_b16"), tokenizer)
     return folder
 
 
@@ -261,7 +262,7 @@ def test_the_run_that_is_started_from_is_not_written_into(source, persons):
 
 
 @pytest.mark.parametrize(
-    "more", [["--config.ranking.margin=0.3"], ["--config.loss.pgu=0"]]
+    "more", [["--config.ranking.margin=0.4"], ["--config.loss.pgu=0"]]
 )
 def test_a_run_goes_on_with_its_own_recipe_alone(more, persons, tmp_path):
     run = tmp_path / "run"
