@@ -203,7 +203,7 @@ def prepare(bench: Bench) -> None:
         yaml.safe_dump({"replace": ["templates"], "templates": known[FIRST::FEW]})
     )
     job = ["unipt_jax.main", "--config=configs/caption.py:quickstart"]
-    job.append("--config.captions_per_image=1")  # as in the paper: templates matter most
+    job.append("--config.captions_per_image=1")  # as in the paper
     commands = [
         [*job, f"--workdir={bench.folder / 'captions'}"],
         [*job, f"--config.phrases={few}", f"--workdir={bench.folder / 'few'}"],
