@@ -173,12 +173,13 @@ def _held_out(config: Any) -> float:
 
 def _groups_of(config: Any, model: unipt.DualEncoder) -> Any:
     """Without the groups of rates that are of parts which other fields left out."""
-    parts = {path.split("/")[0] for path in start.shapes(model)}
+    paths = start.shapes(model)
+    parts = {path.split("/")[0] for path in paths}
     absent = [f"{part}/kernel" for part in weights.PARTS if part not in parts]
     groups = [
         (pattern, factor)
         for pattern, factor in config.optimiser.groups
-        if any(re.search(pattern, path) for path in start.shapes(model))
+        if any(re.search(pattern, path) for path in paths)
         or not any(re.search(pattern, path) for path in absent)
     ]
     config = config.copy_and_resolve_references()
