@@ -183,6 +183,12 @@ def load(
         return _load_run(folder, str(checkpoint), mesh, dtype)
     if export:
         return _load_export(folder, mesh, dtype)
+    check_weights(folder)
+    return _load_clip(name, mesh, dtype, size, fit, activation)
+
+
+def check_weights(folder: epath.Path) -> None:
+    """Raises UserError for a folder, no run and no export, that holds no weights."""
     weights = (*sources.FILES, *sources.SUFFIXES)
     if folder.is_dir() and not any(f.name.endswith(weights) for f in folder.iterdir()):
         raise UserError(
@@ -190,7 +196,6 @@ def load(
             f"and has no weights such as {sources.FILES[0]}; give the --workdir of a "
             "training run, an export, or a folder with CLIP's weights"
         )
-    return _load_clip(name, mesh, dtype, size, fit, activation)
 
 
 def _load_run(folder: epath.Path, checkpoint: str, mesh: Mesh, dtype: str) -> Encoder:

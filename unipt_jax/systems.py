@@ -113,13 +113,7 @@ def check(model: str, checkpoint: str) -> str:
     if encoders.is_export(folder):
         tokenizers.load(folder)
         return "export"
-    weights = (*sources.FILES, *sources.SUFFIXES)
-    if folder.is_dir() and not any(f.name.endswith(weights) for f in folder.iterdir()):
-        raise UserError(
-            f"{folder} is no run directory (no config.json of ours there), no export, "
-            f"and has no weights such as {sources.FILES[0]}; give the --workdir of a "
-            "training run, an export, or a folder with CLIP's weights"
-        )
+    encoders.check_weights(folder)
     clip_section(sources.open_source(model), "")
     return "clip"
 
