@@ -202,7 +202,7 @@ def step(
     Raises ValueError for the name of a loss that is not in `LOSSES`.
     """
     parts = forward(model, lengths, losses=losses, mlm_rate=mlm_rate)
-    return 3 * sum(parts.values()) - len(lengths) * patch_embedding(model.image)
+    return float(3 * sum(parts.values()) - len(lengths) * patch_embedding(model.image))
 
 
 # Peaks of one device as JAX counts devices, in TFLOP/s, dense: datasheets that give
