@@ -1,4 +1,4 @@
-"""A run's numbers: rows kept and dropped, speeds by hand, kills, one writer."""
+"""A run's numbers: rows kept and dropped, kills, one writer."""
 
 import json
 import os
@@ -6,25 +6,14 @@ import pathlib
 import struct
 import subprocess
 import sys
-import types
 
 import jax
 import numpy as np
-import pytest
 
 from unipt_jax import report
-from unipt_jax.report import Report, clock, read_metrics
+from unipt_jax.report import Report, read_metrics
 
 ROOT = pathlib.Path(__file__).parents[1]
-
-
-@pytest.fixture
-def watch(monkeypatch):
-    """A clock that only the test moves: watch.now, in seconds."""
-    watch = types.SimpleNamespace(now=1000.0)
-    stand_in = types.SimpleNamespace(monotonic=lambda: watch.now)
-    monkeypatch.setattr(report, "time", stand_in)
-    return watch
 
 
 def lines(workdir):
@@ -46,7 +35,7 @@ def filled(workdir, count=6):
 # --- rows ----------------------------------------------------------------------------
 
 
-def test_each_write_is_a_line_at_once_with_its_step_and_exact_numbers(tmp_path, watch):
+def test_each_write_is_a_line_at_once_with_its_step_and_exact_numbers(tmp_path):
     run = Report(tmp_path, start=0, total=10, batch_size=4)
     third = np.float32(1 / 3)
     run.write(1, {"loss": third, "lr": 1e-5}, speed=False)
@@ -235,86 +224,6 @@ def test_tensorboard_gets_every_number_of_the_rows(tmp_path):
         (1, "lr"): 0.25,
         (3, "loss"): 0.125,
     }
-
-
-# --- speed and time ------------------------------------------------------------------
-
-
-def speed(workdir):
-    return [row.get("images_per_second") for row in read_metrics(workdir)]
-
-
-def test_images_per_second_are_those_since_the_row_before(tmp_path, watch):
-    run = Report(tmp_path, start=0, total=100, batch_size=32)
-    watch.now += 60  # compilation
-    run.started(1)
-    watch.now += 2
-    run.write(5, {})  # 4 steps x 32 images in 2 s
-    watch.now += 3
-    run.write(6, {})  # 1 step in 3 s
-    watch.now += 1
-    run.write(6, {"val_rank1": 1.0}, speed=False)  # between the reports: no speed
-    watch.now += 1
-    run.write(10, {})  # 4 steps in 2 s
-    run.close()
-    assert speed(tmp_path) == [64.0, round(32 / 3, 2), None, 64.0]
-
-
-def test_an_evaluation_does_not_count_as_training_time(tmp_path, watch):
-    run = Report(tmp_path, start=20, total=100, batch_size=10)
-    run.started(20)
-    watch.now += 4
-    begin = watch.now
-    watch.now += 1000
-    run.pause(begin)
-    watch.now += 1
-    run.write(30, {})  # 10 steps x 10 images in 4 + 1 s
-    run.close()
-    assert speed(tmp_path) == [20.0]
-
-
-def test_a_row_at_the_first_step_has_no_speed(tmp_path, watch):
-    run = Report(tmp_path, start=0, total=100, batch_size=10)
-    watch.now += 60
-    run.started(1)
-    run.write(1, {"loss": 1.0})
-    run.close()
-    assert read_metrics(tmp_path) == [{"step": 1, "loss": 1.0}]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "shown"),
-    [
-        (0, "0:00"),
-        (9.99, "0:09"),
-        (65, "1:05"),
-        (599, "9:59"),
-        (3599.9, "59:59"),
-        (3600, "1:00:00"),
-        (3725, "1:02:05"),
-        (90_061, "25:01:01"),
-        (-5, "0:00"),
-    ],
-)
-def test_clock(seconds, shown):
-    assert clock(seconds) == shown
-
-
-def test_the_progress_line_says_the_step_the_numbers_and_the_time_left(
-    tmp_path, watch, capsys
-):
-    run = Report(tmp_path, start=10, total=40, batch_size=8)
-    run.started(10)
-    watch.now += 50
-    run.write(20, {"loss": 1.23456})
-    run.say("saved")
-    run.close()
-    progress, said = capsys.readouterr().err.splitlines()
-    assert progress.split() == (
-        # 8 x 10 images in 50 s; 20 steps left at 5 s each
-        ["step", "20/40", "loss", "1.235", "images_per_second", "2", "1:40", "left"]
-    )
-    assert said == "saved"
 
 
 # --- one writer ----------------------------------------------------------------------

@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import io
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ BARS = 50  # of a histogram, at most
 # What metrics.jsonl holds of training beside losses.
 NO_LOSSES = ("step", "lr", "gradient_norm", "images_per_second")
 NO_LOSSES += ("temperature", "accuracy")
+NO_LOSSES += ("step_seconds", "tflops_per_second", "mfu", "input_wait")
 STYLE = """
  body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem;
         padding: 0 1rem; color: #222; background: #fff }
@@ -227,7 +229,21 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> str:
             axis.plot(*zip(*points, strict=True), label=name)
         axis.set_xlabel("step")
         axis.legend(frameon=False)
+    figure.suptitle(speed(rows), fontsize=9)
     return svg(figure)
+
+
+def speed(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How fast a run trained, from the medians of its metrics.jsonl, or ""."""
+    said = {
+        "images_per_second": "{:,.0f} images a second",
+        "tflops_per_second": "{:.4g} TFLOP/s",
+        "mfu": "{:.1f}% of the devices' peak",
+        "input_wait": "{:.0f}% of the time waiting for input",
+    }
+    values = {name: [row[name] for row in rows if name in row] for name in said}
+    texts = [said[k].format(statistics.median(v)) for k, v in values.items() if v]
+    return ", ".join(texts)
 
 
 def ranks_and_scores(

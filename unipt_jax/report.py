@@ -1,18 +1,31 @@
 """What a person sees of a run: a progress line, metrics.jsonl, TensorBoard events."""
 
+import contextlib
 import json
 import math
 import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from clu import parameter_overview
 from etils import epath
+
+# What rows say of a run's speed: another run, or a resumed one, has other values.
+SPEED = ("images_per_second", "step_seconds", "tflops_per_second", "mfu", "input_wait")
+# The progress line: short names; values that are shown otherwise than as `.4g`; what it
+# leaves out (metrics.jsonl has it), and, where that is still too long, what else, in turn.
+SHORT = {"images_per_second": "img/s", "tflops_per_second": "TFLOP/s"}
+SHORT |= {"input_wait": "wait", "gradient_norm": "grad"}
+FORMATS = {"images_per_second": ",.0f", "mfu": ".1f", "input_wait": ".0f"}
+PERCENT = ("mfu", "input_wait")
+UNSHOWN = ("step_seconds",)
+SPARE = ("gradient_norm", "tflops_per_second", "temperature", "lr", "input_wait")
+COLUMNS = 100  # of the line where it is no terminal that shows it
 
 
 def _event_writer(folder: epath.Path, purge_step: int) -> Any:
@@ -55,22 +68,44 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
+def progress(step: str, values: Mapping[str, float], left: str, width: int) -> str:
+    """The line on the terminal: as much of the values as is worth so many columns."""
+    shown = {
+        name: f"{SHORT.get(name, name)} {value:{FORMATS.get(name, '.4g')}}"
+        + ("%" if name in PERCENT else "")
+        for name, value in values.items()
+        if name not in UNSHOWN
+    }
+    for spare in (None, *SPARE):  # at first nothing is left out
+        shown.pop(spare, None)
+        line = f"step {step}  {' '.join(shown.values())}  {left}"
+        if len(line) <= width:
+            break
+    return line
+
+
 class Report:
     """Writes a run's numbers from process 0; on the others it writes nothing.
 
     A run that resumes at step `start` drops the rows beyond it, which were written
-    after the checkpoint it resumes from: they come again, the same.
+    after the checkpoint it resumes from: they come again, the same but for `SPEED`.
+    peak: FLOP/s that all its devices can reach, None where that is not known.
     """
 
     def __init__(
-        self, workdir: str | os.PathLike, *, start: int, total: int, batch_size: int
+        self,
+        workdir: str | os.PathLike,
+        *,
+        start: int,
+        total: int,
+        batch_size: int,
+        peak: float | None = None,
     ) -> None:
         self._active = jax.process_index() == 0
-        self._total, self._batch_size = total, batch_size
+        self._total, self._batch_size, self._peak = total, batch_size, peak
         self._path = epath.Path(workdir) / "metrics.jsonl"
         self._terminal = sys.stderr.isatty()
-        self._begin = self._mark = time.monotonic()
-        self._start = self._mark_step = start
+        self.started(start)
         if not self._active:
             return
         self._rows = _rows_until(self._path, start)
@@ -88,23 +123,35 @@ class Report:
 
     def started(self, step: int) -> None:
         """The first update is done: compilation does not count as training time."""
-        self._begin = self._mark = time.monotonic()
-        self._start = self._mark_step = step
+        self._begin = time.monotonic()
+        self._start = step
+        self._restart(self._begin, step)
+
+    def _restart(self, now: float, step: int) -> None:
+        """What is measured from here on is of the next row."""
+        self._mark, self._mark_step = now, step
+        self._flops = self._waited = 0.0
 
     def pause(self, begin: float) -> None:
-        """Takes the time since `begin` (an evaluation) out of the images a second."""
+        """Takes the time since `begin` (an evaluation, a save) out of the speed."""
         self._mark += time.monotonic() - begin
 
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """What happens in here is waiting for input."""
+        begin = time.monotonic()
+        yield
+        self._waited += time.monotonic() - begin
+
+    def count(self, flops: float) -> None:
+        """Adds the model FLOPs of a step, of all devices together."""
+        self._flops += flops
+
     def write(self, step: int, metrics: Mapping[str, Any], speed: bool = True) -> None:
-        """One row: `step`, the metrics, and images a second since the row before."""
+        """One row: `step`, the metrics and, with `speed`, that since the row before."""
         values = {k: float(v) for k, v in metrics.items()}
         if speed:
-            now = time.monotonic()
-            images = (step - self._mark_step) * self._batch_size
-            if step > self._mark_step:
-                rate = images / max(now - self._mark, 1e-9)
-                values["images_per_second"] = round(rate, 2)
-            self._mark, self._mark_step = now, step
+            values |= self._speed(step)
         if not self._active:
             return
         # JSON has no NaN and no Infinity: they are written as null.
@@ -118,28 +165,43 @@ class Report:
             self._events.add_scalar(name, value, step)
         self._line(step, values)
 
+    def _speed(self, step: int) -> dict[str, float]:
+        """The values of `SPEED` since the row before; none where there was no step.
+
+        images_per_second. step_seconds: a step's, on average. tflops_per_second: model
+        FLOPs (`flops.step`) of all devices, in 10^12; mfu: in percent of the peak of all
+        devices. input_wait: percent of the time in which the loop waited for a batch;
+        the devices, a step behind, may have worked meanwhile: it is the most that faster
+        input could save.
+        """
+        now, steps = time.monotonic(), step - self._mark_step
+        seconds, flops, waited = now - self._mark, self._flops, self._waited
+        self._restart(now, step)
+        if steps < 1:
+            return {}
+        seconds = max(seconds, 1e-9)
+        values = {
+            "images_per_second": round(steps * self._batch_size / seconds, 2),
+            "step_seconds": round(seconds / steps, 6),
+        }
+        if flops:
+            values["tflops_per_second"] = float(f"{flops / seconds / 1e12:.4g}")
+            if self._peak:
+                values["mfu"] = round(100 * flops / seconds / self._peak, 2)
+        values["input_wait"] = round(100 * waited / seconds, 2)
+        return values
+
     def _line(self, step: int, values: Mapping[str, float]) -> None:
-        shown = " ".join(
-            f"{name} {value:,.0f}"
-            if name == "images_per_second"
-            else f"{name} {value:.4g}"
-            for name, value in values.items()
-        )
         done = step - self._start
         left = (
             (time.monotonic() - self._begin) / done * (self._total - step)
             if done > 0
             else 0
         )
-        line = f"step {step}/{self._total}  {shown}  {clock(left)} left"
+        width = shutil.get_terminal_size().columns - 1 if self._terminal else COLUMNS
+        line = progress(f"{step}/{self._total}", values, f"{clock(left)} left", width)
         if self._terminal:
-            width = shutil.get_terminal_size().columns
-            print(
-                f"\r{line[: width - 1]:<{width - 1}}",
-                end="",
-                file=sys.stderr,
-                flush=True,
-            )
+            print(f"\r{line[:width]:<{width}}", end="", file=sys.stderr, flush=True)
         else:
             print(line, file=sys.stderr, flush=True)
 
