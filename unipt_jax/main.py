@@ -8,12 +8,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 from absl import flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from unipt_jax import evaluate, export, host, train
+from unipt_jax import distributed, evaluate, export, host, train
 from unipt_jax.captions import generate
 from unipt_jax.errors import Stopped, UserError, explain_os_error
 
@@ -28,8 +27,18 @@ JOBS: dict[str, Callable[[Any, str], None]] = {
 config_flags.DEFINE_config_file("config", None, "a file of configs/, with its variant")
 flags.DEFINE_string("workdir", "", "the folder of this run; made where it is missing")
 flags.DEFINE_string("coordinator", "", "host:port of process 0, for several processes")
-flags.DEFINE_integer("processes", 1, "number of processes", lower_bound=1)
-flags.DEFINE_integer("process", 0, "number of this process, from 0", lower_bound=0)
+flags.DEFINE_integer("processes", None, "number of processes", lower_bound=1)
+flags.DEFINE_integer("process", None, "number of this process, from 0", lower_bound=0)
+flags.DEFINE_enum(
+    "distributed",
+    "auto",
+    ["auto", "on", "off"],
+    "several processes: from the flags above, Slurm, a TPU slice or Open MPI (auto); "
+    "from one of them for sure (on); never (off)",
+)
+flags.DEFINE_float(
+    "patience", 300.0, "seconds to wait for the other processes", lower_bound=1.0
+)
 
 
 def _sentence(error: BaseException) -> str:
@@ -75,10 +84,13 @@ def run(argv: Sequence[str]) -> int:
     """Does what the command line says; returns the exit code."""
     try:
         values = parse(argv)
-        if values.processes > 1:
-            jax.distributed.initialize(
-                values.coordinator, values.processes, values.process
-            )
+        distributed.start(
+            values.distributed,
+            coordinator=values.coordinator,
+            processes=values.processes,
+            process=values.process,
+            patience=values.patience,
+        )
         JOBS[values.config.job](values.config, os.path.expanduser(values.workdir))
         return 0
     except Stopped as stopped:
@@ -98,4 +110,4 @@ def run(argv: Sequence[str]) -> int:
 if __name__ == "__main__":
     host.keep_memory()
     absl_logging.set_verbosity(absl_logging.ERROR)
-    sys.exit(run(sys.argv))
+    distributed.run_and_exit(lambda: run(sys.argv))
