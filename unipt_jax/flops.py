@@ -151,7 +151,7 @@ def forward(
         parts["identity"] = 2 * _dense(b, model.embedding, model.identities)
     if "pgu" in losses:
         parts["pgu"] = _granularity(model, lengths)
-    return parts
+    return {name: float(value) for name, value in parts.items()}
 
 
 def _projections(
@@ -202,7 +202,7 @@ def step(
     Raises ValueError for the name of a loss that is not in `LOSSES`.
     """
     parts = forward(model, lengths, losses=losses, mlm_rate=mlm_rate)
-    return float(3 * sum(parts.values()) - len(lengths) * patch_embedding(model.image))
+    return 3 * sum(parts.values()) - len(lengths) * patch_embedding(model.image)
 
 
 # Peaks of one device as JAX counts devices, in TFLOP/s, dense: datasheets that give
