@@ -1,23 +1,33 @@
 """UniPT's pre-training step in PyTorch, from transformers' modules: what ours races.
 
-In: uint8 images and padded token ids. Out: one AdamW update and its loss. Three ways:
-`eager` writes the method down as it stands; `expert` knows every trick that ours does
-(short texts, one pass of the text tower, the head on masked places alone), and SDPA and
-a fused AdamW; `expert_onednn` does its products in training, on a CPU, by a private
-operator of PyTorch's that calls oneDNN (torch 2.13's MKL keeps to AVX2 on AMD: 110
-against 240 GFLOP/s a core). On a GPU the experts are compiled (on a CPU that gained
-nothing). The weights are random.
+In: uint8 images and padded token ids. Out: one AdamW update and its loss. The ways, all
+from random weights, with the same losses, dropout and pixels:
+
+- `eager`, the method as it is stated: two passes of the text tower over texts padded to
+  100, the MLM head over every place, attention written out.
+- `expert` knows every trick that ours does: short texts, one pass of the text tower over
+  clean and masked ones, the head on masked places alone; with PyTorch's fused attention
+  and AdamW. On a GPU it is compiled, float32 products are TF32's, and batches come from
+  pinned memory. On a CPU, dropout is that of `torch_tricks`; in bfloat16 the image tower's
+  attention is written out, since the fused one took 0.6 s of a step of 3.3 s more; it is
+  not compiled, which gained nothing.
+- `expert_onednn` is that with the dense layers of `torch_tricks`: float32, on a CPU.
+- `released`, the way of the code that the paper's authors published (ZhiyinShao-H/UniPT,
+  vilt/modules): each of the two losses has a forward pass of both towers, so the image
+  tower runs twice, and the one for MLM serves no loss; texts padded to 100, padding in
+  the maximum; an MLM head of its own over all 100 places; attention written out, plain
+  AdamW, nothing compiled. Left out is what that code does beyond the paper, in each of
+  its two passes: a masked-feature loss with its encoder, decoder and a frozen CLIP. So
+  the released code itself is slower. It has fp16, here it has the dtype of the others.
 """
 
 import contextlib
-import dataclasses
 import functools
 import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
+from benchmarks.contestants import Tokens
 from unipt_jax.errors import UserError
 
 try:
@@ -27,6 +37,8 @@ try:
     from transformers import BertConfig, BertModel, ViTConfig, ViTModel
     from transformers.activations import GELUActivation
     from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
+
+    from benchmarks import torch_tricks
 except ImportError as error:
     raise UserError(
         f"this benchmark needs PyTorch and transformers ({error}); install them with "
@@ -36,22 +48,20 @@ except ImportError as error:
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-@dataclasses.dataclass(frozen=True)
-class Tokens:
-    """The ids that masking must know, and how many there are."""
-
-    vocabulary: int
-    pad: int
-    cls: int
-    sep: int
-    mask: int
-
-
 class Model(nn.Module):
-    """transformers' ViT and BERT, projections to one space and the tied MLM head."""
+    """transformers' ViT and BERT, projections to one space and the MLM head."""
 
-    def __init__(self, model: Mapping[str, Any], tokens: Tokens, attention: str):
-        """model: a config's `model` section. attention: transformers' name for it."""
+    def __init__(
+        self,
+        model: Mapping[str, Any],
+        tokens: Tokens,
+        *,
+        attention: tuple[str, str] = ("eager", "eager"),
+        tied: bool = True,
+    ):
+        """model: a config's `model` section. attention: transformers' names for it, of
+        the image and of the text tower. tied: MLM's kernel is the token embedding.
+        """
         super().__init__()
         image, text = model["image"], model["text"]
         config = ViTConfig(
@@ -68,12 +78,16 @@ class Model(nn.Module):
             pad_token_id=tokens.pad,
         )
         self.text = BertModel(config, add_pooling_layer=False)
-        self.image.set_attn_implementation(attention)
-        self.text.set_attn_implementation(attention)
+        self.image.set_attn_implementation(attention[0])
+        self.text.set_attn_implementation(attention[1])
         self.image_projection = nn.Linear(image["features"], model["embedding"])
         self.text_projection = nn.Linear(text["features"], model["embedding"])
         self.mlm_transform = BertPredictionHeadTransform(config)
         self.mlm_bias = nn.Parameter(torch.zeros(tokens.vocabulary))
+        embedding = self.text.get_input_embeddings().weight
+        self.mlm_kernel = (
+            embedding if tied else nn.Parameter(embedding.detach().clone())
+        )
 
     def image_features(self, pixels: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) -> (B, N, D)."""
@@ -87,16 +101,19 @@ class Model(nn.Module):
         """(B, N, D) -> (B, P), rows of length 1."""
         return F.normalize(self.image_projection(features).amax(1).float(), dim=-1)
 
-    def embed_text(self, features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """(B, L, D) -> (B, P), rows of length 1; padding does not take part."""
+    def embed_text(
+        self, features: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """(B, L, D) -> (B, P), rows of length 1; with a mask padding takes no part."""
         x = self.text_projection(features)
-        x = x.masked_fill(~mask[..., None], torch.finfo(x.dtype).min)
+        if mask is not None:
+            x = x.masked_fill(~mask[..., None], torch.finfo(x.dtype).min)
         return F.normalize(x.amax(1).float(), dim=-1)
 
     def mlm_logits(self, features: torch.Tensor) -> torch.Tensor:
-        """(..., D) -> (..., V): a product with the token embedding."""
-        kernel = self.text.get_input_embeddings().weight
-        return self.product(self.mlm_transform(features), kernel, self.mlm_bias)
+        """(..., D) -> (..., V)."""
+        hidden = self.mlm_transform(features)
+        return self.product(hidden, self.mlm_kernel, self.mlm_bias)
 
     @staticmethod
     def product(x: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor):
@@ -125,44 +142,6 @@ def _drop_hidden(tower: nn.Module, rate: float) -> None:
                 setattr(module, name, nn.Sequential(nn.GELU(), nn.Dropout(rate)))
 
 
-def _onednn(x: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None = None):
-    """x @ kernel.T + bias, for a CPU: the product that torch.compile has at inference."""
-    return torch.ops.mkldnn._linear_pointwise(x, kernel, bias, "none", [], "")
-
-
-class OneDnnProduct(torch.autograd.Function):
-    """F.linear in float32 with all three of its products by oneDNN."""
-
-    @staticmethod
-    def forward(ctx, x: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor):
-        ctx.save_for_backward(x, kernel)
-        return _onednn(x, kernel, bias)
-
-    @staticmethod
-    def backward(ctx, g: torch.Tensor):
-        x, kernel = ctx.saved_tensors
-        rows, inputs = g.reshape(-1, g.shape[-1]), x.reshape(-1, x.shape[-1])
-        dx = (
-            _onednn(rows, kernel.t()).view(x.shape) if ctx.needs_input_grad[0] else None
-        )
-        return dx, _onednn(rows.t(), inputs.t()), rows.sum(0)
-
-
-class OneDnnLinear(nn.Linear):
-    """nn.Linear by oneDNN."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return OneDnnProduct.apply(x, self.weight, self.bias)
-
-
-def use_onednn(model: Model) -> None:
-    """Gives every dense layer of the model, and the tied head, oneDNN's products."""
-    for module in model.modules():
-        if type(module) is nn.Linear:
-            module.__class__ = OneDnnLinear
-    model.product = OneDnnProduct.apply
-
-
 def pixels(images: torch.Tensor) -> torch.Tensor:
     """(B, H, W, 3) uint8 -> (B, 3, H, W) in -1 .. 1, mirrored with probability 1/2."""
     turn = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
@@ -189,6 +168,18 @@ def allowed(ids: torch.Tensor, tokens: Tokens) -> torch.Tensor:
     return (ids != tokens.pad) & (ids != tokens.cls) & (ids != tokens.sep)
 
 
+def guess_all(
+    model: Model, ids: torch.Tensor, *, tokens: Tokens, rate: float
+) -> torch.Tensor:
+    """MLM in a pass of its own: a coin for each word, the head over every place."""
+    mask = ids != tokens.pad
+    chosen = (torch.rand(ids.shape, device=ids.device) < rate) & allowed(ids, tokens)
+    masked = torch.where(chosen, hide(ids, tokens), ids)
+    targets = ids.masked_fill(~chosen, -100)
+    logits = model.mlm_logits(model.text_features(masked, mask))
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+
 def plain_loss(
     model: Model,
     images: torch.Tensor,
@@ -201,11 +192,23 @@ def plain_loss(
     mask = ids != tokens.pad
     image = model.embed_image(model.image_features(pixels(images)))
     text = model.embed_text(model.text_features(ids, mask), mask)
-    chosen = (torch.rand(ids.shape, device=ids.device) < rate) & allowed(ids, tokens)
-    masked = torch.where(chosen, hide(ids, tokens), ids)
-    targets = ids.masked_fill(~chosen, -100)
-    logits = model.mlm_logits(model.text_features(masked, mask))
-    mlm = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+    return contrastive(image, text) + guess_all(model, ids, tokens=tokens, rate=rate)
+
+
+def released_loss(
+    model: Model,
+    images: torch.Tensor,
+    ids: torch.Tensor,
+    *,
+    tokens: Tokens,
+    rate: float,
+) -> torch.Tensor:
+    """A forward pass of both towers a loss; that of the image in MLM serves none."""
+    seen = pixels(images)
+    model.embed_image(model.image_features(seen))
+    mlm = guess_all(model, ids, tokens=tokens, rate=rate)
+    image = model.embed_image(model.image_features(seen))
+    text = model.embed_text(model.text_features(ids, ids != tokens.pad), None)
     return contrastive(image, text) + mlm
 
 
@@ -254,6 +257,14 @@ def rate_factor(step: int, *, warmup: int, total: int) -> float:
     return max(0.0, 1 - (step - warmup) / (total - warmup))
 
 
+LOSSES = {
+    "eager": plain_loss,
+    "released": released_loss,
+    "expert": expert_loss,
+    "expert_onednn": expert_loss,
+}
+
+
 class Reference:
     """Model, optimiser and schedule; `step` is one update."""
 
@@ -266,9 +277,10 @@ class Reference:
         total: int,
         device: str,
         threads: int,
+        compiled: str = "default",
     ) -> None:
-        """config: of our pretrain job. total: steps of the schedule.
-        kind: "eager", "expert", or "expert_onednn".
+        """config: of our pretrain job. kind: of `LOSSES`. total: steps of the schedule.
+        compiled: torch.compile's mode, for an expert on a GPU.
         """
         if device == "cuda" and not torch.cuda.is_available():
             raise UserError(
@@ -277,40 +289,62 @@ class Reference:
         torch.set_num_threads(threads)
         torch.manual_seed(config.seed)
         self.device, self.dtype = device, DTYPES[config.model.dtype]
-        expert = kind != "eager"
+        self.expert = kind.startswith("expert")
         self._memory_before = torch.cuda.memory_allocated() if device == "cuda" else 0
-        model = Model(config.model.to_dict(), tokens, "sdpa" if expert else "eager")
-        self.model = model.to(device).train()
+        self.model = self._build(config, kind, tokens).to(device).train()
         options = config.optimiser
         self.optimiser = torch.optim.AdamW(
             decay_groups(self.model, options.weight_decay),
             lr=config.lr,
             betas=tuple(options.betas),
             eps=options.eps,
-            fused=expert or None,
+            fused=self.expert or None,
         )
         factor = functools.partial(
             rate_factor, warmup=math.ceil(config.warmup * total), total=total
         )
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, factor)
-        loss = expert_loss if expert else plain_loss
-        self.loss = functools.partial(loss, tokens=tokens, rate=config.mlm.rate)
-        if expert and device == "cuda":
-            torch.set_float32_matmul_precision("high")
-            self.loss = torch.compile(self.loss)
-        elif kind == "expert_onednn" and self.dtype == torch.float32:
-            use_onednn(self.model)
+        self.loss = functools.partial(LOSSES[kind], tokens=tokens, rate=config.mlm.rate)
+        if self.expert and device == "cuda":
+            # Else a second length of texts would be compiled for lengths of any kind.
+            self.loss = torch.compile(self.loss, mode=compiled, dynamic=False)
 
-    def step(self, batch: tuple[np.ndarray, np.ndarray], wait: bool) -> float | None:
-        """One update from (B, H, W, 3) uint8 and (B, L) ids; its loss, if waited for."""
-        images = torch.from_numpy(batch[0]).to(self.device, non_blocking=True)
-        ids = torch.from_numpy(batch[1]).long().to(self.device, non_blocking=True)
-        self.optimiser.zero_grad(set_to_none=True)
+    def _build(self, config, kind: str, tokens: Tokens) -> Model:
+        on_cpu = self.device == "cpu"
+        attention = "eager", "eager"
+        if self.expert:
+            slow = on_cpu and self.dtype == torch.bfloat16
+            attention = "eager" if slow else "sdpa", "sdpa"
+        model = Model(
+            config.model.to_dict(),
+            tokens,
+            attention=attention,
+            tied=kind != "released",
+        )
+        if self.expert and on_cpu:
+            torch_tricks.use_cheap_dropout(model)
+        if kind == "expert_onednn":
+            torch_tricks.use_onednn(model)
+        return model
+
+    def prepare(self, batch: tuple) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, H, W, 3) uint8 and (B, L) ids of numpy as a DataLoader hands them over."""
+        images, ids = torch.from_numpy(batch[0]), torch.from_numpy(batch[1]).long()
+        if self.device == "cuda":
+            images, ids = images.pin_memory(), ids.pin_memory()
+        return images, ids
+
+    def step(self, batch: tuple[torch.Tensor, torch.Tensor], wait: bool):
+        """One update from what `prepare` gives; its loss, if waited for."""
+        images, ids = (x.to(self.device, non_blocking=True) for x in batch)
+        precision = "high" if self.expert else "highest"  # of float32: TF32 on a GPU
+        torch.set_float32_matmul_precision(precision)
         with self._precision():
             loss = self.loss(self.model, images, ids)
         loss.backward()
         self.optimiser.step()
         self.schedule.step()
+        self.optimiser.zero_grad(set_to_none=True)  # now: others need the memory
         if not wait:
             return None
         if self.device == "cuda":
