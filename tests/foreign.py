@@ -103,11 +103,11 @@ def load(tensors, model, *parts, **options):
 
 
 def image_features(model, params, pixels):
-    return helpers.apply(model.image, params["image"], None, pixels, False)
+    return helpers.apply(model.image, params["image"], None, pixels, None)
 
 
 def text_features(model, params, tokens):
-    return helpers.apply(model, params, "text_features", tokens, False)
+    return helpers.apply(model, params, "text_features", tokens, None)
 
 
 def assert_near(ours, theirs, limit):

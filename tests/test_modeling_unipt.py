@@ -134,9 +134,9 @@ def test_towers_embeddings_and_head_equal_jax(case, tmp_path):
 
     close(run("encode_image", pixels), theirs.embed_pixels(torch_pixels))
     close(run("encode_text", tokens), theirs.embed_tokens(torch_tokens))
-    features = run(lambda model, x: model.image(x, False), pixels)
+    features = run(lambda model, x: model.image(x, None), pixels)
     close(features, theirs.image_features(torch_pixels))
-    features = run(lambda model, x: model.text_features(x, False), tokens)
+    features = run(lambda model, x: model.text_features(x, None), tokens)
     close(features, theirs.text_features(torch_tokens))
     if ours.mlm_output != "none":
         logits = run("mlm_logits", features)

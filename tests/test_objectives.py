@@ -82,7 +82,7 @@ def test_one_pass_of_clean_and_masked_texts_equals_two_passes_by_hand(monkeypatc
 
     masked, places, targets, used = hand
     assert 8 < used.sum() < 16  # one text is of one word
-    words = apply(model, params, "text_features", masked, False)
+    words = apply(model, params, "text_features", masked, None)
     words = apply(model, params, "mlm_logits", words)
     rows, slots = np.nonzero(used)
     mlm = softmax_loss(words[rows, places[rows, slots]], targets[rows, slots])

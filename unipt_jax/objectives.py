@@ -94,7 +94,8 @@ def pretrain(
         augment_key, mask_key, dropout_key = jax.random.split(key, 3)
         tokens = batch["tokens"]
         apply = _applied(model, params, dropout_key)
-        image = apply("encode_image", pixels(augment_key, batch["image"]), True)
+        rows = jnp.arange(len(tokens))
+        image = apply("encode_image", pixels(augment_key, batch["image"]), rows)
         clean, hidden = _read(apply, model, masked if with_mlm else None)(
             mask_key, tokens
         )
@@ -138,7 +139,8 @@ def finetune(
         augment_key, mask_key, dropout_key, rank_key = jax.random.split(key, 4)
         tokens, label = batch["tokens"], batch["label"]
         apply = _applied(model, params, dropout_key)
-        seen = apply("image_features", pixels(augment_key, batch["image"]), True)
+        rows = jnp.arange(len(tokens))
+        seen = apply("image_features", pixels(augment_key, batch["image"]), rows)
         read, hidden = _read(apply, model, masked if with_mlm else None)(
             mask_key, tokens
         )
@@ -189,7 +191,7 @@ def _read(apply: Callable, model: DualEncoder, masked: Masking | None) -> Callab
 
     def read(key: jax.Array, tokens: jax.Array) -> tuple:
         if masked is None:
-            return apply("text_features", tokens, True), None
+            return apply("text_features", tokens, 2 * jnp.arange(len(tokens))), None
         changed, places, targets, used = masking.mask_tokens(
             key,
             tokens,
@@ -199,7 +201,9 @@ def _read(apply: Callable, model: DualEncoder, masked: Masking | None) -> Callab
             rate=masked.rate,
             continuation=masked.continuation,
         )
-        features = apply("text_features", _interleave(tokens, changed), True)
+        features = apply(
+            "text_features", _interleave(tokens, changed), jnp.arange(2 * len(tokens))
+        )
         return features[0::2], (changed, features[1::2], places, targets, used)
 
     return read
@@ -209,7 +213,9 @@ def _guess(apply: Callable, model: DualEncoder, hidden: tuple, seen: jax.Array):
     """MLM: from the sentence and the picture where an interaction encoder is there."""
     changed, features, places, targets, used = hidden
     if model.interaction is not None:
-        logits = apply("cross_mlm_logits", features, seen, changed, places, True)
+        logits = apply(
+            "cross_mlm_logits", features, seen, changed, places, jnp.arange(len(places))
+        )
     else:
         features = jnp.take_along_axis(features, places[..., None], axis=1)
         logits = apply("mlm_logits", features)

@@ -22,7 +22,7 @@ def tower(**changes):
 
 @functools.cache
 def tower_params():
-    return random_params(tower(), TOKENS, TOKENS != PAD, False)
+    return random_params(tower(), TOKENS, TOKENS != PAD, None)
 
 
 @functools.cache
@@ -102,7 +102,7 @@ def by_transformers():
 
 
 def features_of(tokens, **changes):
-    args = tokens, tokens != PAD, False
+    args = tokens, tokens != PAD, None
     return apply(tower(**changes), tower_params(), None, *args)
 
 
@@ -153,15 +153,15 @@ def test_padding_changes_no_feature_of_a_word():
 def test_dropout_acts_where_bert_has_it(monkeypatch):
     seen = []
 
-    def record(key, x, rate):
+    def record(key, x, rate, rows):
         seen.append((x.shape, rate))
         return x
 
     monkeypatch.setattr(layers, "dropout", record)
     rngs = {"dropout": jax.random.key(0)}
-    for train in (True, False):
+    for rows in (np.arange(len(TOKENS)), None):
         tower(attention_dropout=0.2, layers=1).apply(
-            {"params": tower_params()}, TOKENS, TOKENS != PAD, train, rngs=rngs
+            {"params": tower_params()}, TOKENS, TOKENS != PAD, rows, rngs=rngs
         )
     assert seen == [
         ((3, 12, 16), 0.1),  # the sum of embeddings, normalised
@@ -178,7 +178,8 @@ def test_remat_changes_neither_value_nor_gradient_with_dropout_on():
         module = tower(remat=remat, layers=1)
 
         def loss(params):
-            y = module.apply({"params": params}, TOKENS, TOKENS != PAD, True, rngs=rngs)
+            rows = np.arange(len(TOKENS))
+            y = module.apply({"params": params}, TOKENS, TOKENS != PAD, rows, rngs=rngs)
             return (y[:, 1:] * y[:, :-1]).mean()
 
         return quick_jit(jax.value_and_grad(loss))(tower_params())

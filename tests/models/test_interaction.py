@@ -108,7 +108,7 @@ def test_the_encoder_and_its_gradients_equal_pytorchs_modules(devices, depth):
     (expected * torch.tensor(weights)).sum().backward()
 
     def loss(params, text, image, mask, weights):
-        out = model.apply({"params": params}, text, image, mask, True)
+        out = model.apply({"params": params}, text, image, mask, np.arange(len(text)))
         return jnp.sum(out * weights), out
 
     placement = sharding.batch_sharding(mesh_of(devices))
@@ -135,7 +135,7 @@ def guesses(model, params, tokens, places, padding=0.0):
     text = rng.standard_normal((3, 12, 12)).astype(np.float32)[:, : tokens.shape[1]]
     image = rng.standard_normal((3, 5, 16)).astype(np.float32)
     text = np.where((tokens == PAD)[..., None], np.float32(padding), text)
-    return apply(model, params, "cross_mlm_logits", text, image, tokens, places, False)
+    return apply(model, params, "cross_mlm_logits", text, image, tokens, places, None)
 
 
 def test_guesses_never_read_padding():

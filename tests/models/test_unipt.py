@@ -71,7 +71,7 @@ def test_text_embedding_is_the_maximum_over_the_tokens_let_in(
     pool_special, pool_padding
 ):
     model, params = build(pool_special=pool_special, pool_padding=pool_padding)
-    features = apply(model, params, "text_features", TOKENS, False)
+    features = apply(model, params, "text_features", TOKENS, None)
     features = projected(features, params, "text")
     out = set() if pool_special else {CLS, SEP}
     out |= set() if pool_padding else {PAD}
@@ -93,7 +93,7 @@ def test_image_embedding_leaves_out_the_class_tokens_if_asked(
     model, params = build(
         pool_special=pool_special, image=dict(distillation=distillation)
     )
-    features = apply(model, params, lambda m, x: m.image(x, False), pixels(3))
+    features = apply(model, params, lambda m, x: m.image(x, None), pixels(3))
     best = projected(features, params, "image")[:, left_out:].max(axis=1)
     y = apply(model, params, "encode_image", pixels(3))
     np.testing.assert_allclose(y, unit_numpy(best), rtol=0, atol=1e-6)

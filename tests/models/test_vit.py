@@ -20,7 +20,7 @@ def tower(**changes):
 
 @functools.cache
 def tower_params(distillation=False):
-    return random_params(tower(distillation=distillation), pixels(1, 0, 24, 16), False)
+    return random_params(tower(distillation=distillation), pixels(1, 0, 24, 16), None)
 
 
 def torch_state(p):
@@ -81,7 +81,7 @@ def test_tower_equals_transformers_on_images_and_patches_that_are_not_square(
     with torch.no_grad():
         expected = theirs(torch.tensor(x.transpose(0, 3, 1, 2))).last_hidden_state
     module = tower(distillation=distillation, norm_eps=norm_eps)
-    y = apply(module, params, None, x, False)
+    y = apply(module, params, None, x, None)
     assert module.prefix == 1 + distillation
     assert y.shape == (3, module.prefix + 3 * 4, 16)
     # Normalised features of size 1 after two blocks in float32.
@@ -91,15 +91,15 @@ def test_tower_equals_transformers_on_images_and_patches_that_are_not_square(
 def test_dropout_acts_where_vit_has_it(monkeypatch):
     seen = []
 
-    def record(key, x, rate):
+    def record(key, x, rate, rows):
         seen.append((x.shape, rate))
         return x
 
     monkeypatch.setattr(layers, "dropout", record)
     rngs = {"dropout": jax.random.key(0)}
-    for train in (True, False):
+    for rows in (np.arange(2), None):
         tower(attention_dropout=0.2, layers=1).apply(
-            {"params": tower_params()}, pixels(2, 0, 24, 16), train, rngs=rngs
+            {"params": tower_params()}, pixels(2, 0, 24, 16), rows, rngs=rngs
         )
     assert seen == [
         ((2, 13, 16), 0.1),  # tokens with their positions
@@ -117,7 +117,7 @@ def test_remat_changes_neither_value_nor_gradient_with_dropout_on():
         module = tower(remat=remat, layers=1, attention_dropout=0.1)
 
         def loss(params):
-            y = module.apply({"params": params}, x, True, rngs=rngs)
+            y = module.apply({"params": params}, x, np.arange(2), rngs=rngs)
             return (y[:, 1:] * y[:, :-1]).mean()
 
         return quick_jit(jax.value_and_grad(loss))(tower_params())
@@ -138,7 +138,7 @@ def test_remat_blocks_are_recomputed():
     def jaxpr(remat):
         def loss(params):
             module = tower(remat=remat)
-            return module.apply({"params": params}, pixels(1, 0, 24, 16), False).sum()
+            return module.apply({"params": params}, pixels(1, 0, 24, 16), None).sum()
 
         return str(jax.make_jaxpr(jax.grad(loss))(tower_params()))
 
@@ -149,8 +149,8 @@ def test_remat_blocks_are_recomputed():
 
 def test_bfloat16_is_near_float32_and_only_near():
     params, x = tower_params(), pixels(3, 0, 24, 16)
-    exact = apply(tower(), params, None, x, False)
-    half = apply(tower(dtype=jnp.bfloat16), params, None, x, False)
+    exact = apply(tower(), params, None, x, None)
+    half = apply(tower(dtype=jnp.bfloat16), params, None, x, None)
     assert half.dtype == jnp.bfloat16
     error = np.sqrt(np.mean((half.astype(np.float32) - exact) ** 2))
     # 8 bits round by up to 2^-9 of the value, at each of some ten stages.
@@ -159,7 +159,7 @@ def test_bfloat16_is_near_float32_and_only_near():
 
 def test_images_of_another_size_are_refused():
     with pytest.raises(ValueError, match="are 16x24, the image tower expects 24x16"):
-        tower().apply({"params": tower_params()}, pixels(1, 0, 16, 24), False)
+        tower().apply({"params": tower_params()}, pixels(1, 0, 16, 24), None)
 
 
 def test_a_patch_that_does_not_divide_the_image_is_refused():
@@ -167,4 +167,4 @@ def test_a_patch_that_does_not_divide_the_image_is_refused():
     with pytest.raises(
         ValueError, match="patches of 7x4 do not divide images of 24x16"
     ):
-        random_params(module, pixels(1, 0, 24, 16), False)
+        random_params(module, pixels(1, 0, 24, 16), None)

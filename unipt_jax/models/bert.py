@@ -23,19 +23,21 @@ class Block(nn.Module):
     activation: str = "gelu"
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array | None, train: bool) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, mask: jax.Array | None, rows: jax.Array | None
+    ) -> jax.Array:
         y = layers.Attention(
             self.heads,
             self.attention_dropout,
             self.dtype,
             self.attention,
             name="attention",
-        )(x, mask, train)
-        y = layers.Dropout(self.dropout, name="dropout1")(y, train)
+        )(x, mask, rows)
+        y = layers.Dropout(self.dropout, name="dropout1")(y, rows)
         x = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="attention_norm")(x + y)
         mlp = layers.Mlp(self.hidden, 0.0, self.dtype, self.activation, name="mlp")
-        y = mlp(x, train)
-        y = layers.Dropout(self.dropout, name="dropout2")(y, train)
+        y = mlp(x, rows)
+        y = layers.Dropout(self.dropout, name="dropout2")(y, rows)
         return nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="mlp_norm")(x + y)
 
 
@@ -67,7 +69,9 @@ class Bert(nn.Module):
         fields = layers.block_fields(self)
         self.block = [block(**fields) for _ in range(self.layers)]
 
-    def __call__(self, tokens: jax.Array, mask: jax.Array, train: bool) -> jax.Array:
+    def __call__(
+        self, tokens: jax.Array, mask: jax.Array, rows: jax.Array | None
+    ) -> jax.Array:
         """tokens: (B, L) ids. mask: (B, L), False on padding -> (B, L, D)."""
         length = tokens.shape[1]
         if length > self.positions:
@@ -80,9 +84,9 @@ class Bert(nn.Module):
         x = jnp.where(mask[..., None], x, jax.lax.stop_gradient(x))
         x = x + self.position_embedding(jnp.arange(length))
         x = x + self.type_embedding(jnp.zeros_like(tokens[:1]))
-        x = self.embedding_dropout(self.embedding_norm(x), train)
+        x = self.embedding_dropout(self.embedding_norm(x), rows)
         for block in self.block:
-            x = block(x, mask, train)
+            x = block(x, mask, rows)
         return x
 
 
@@ -113,5 +117,4 @@ class MlmHead(nn.Module):
         bias = self.param(
             "bias", nn.initializers.zeros, (self.vocabulary,), jnp.float32
         )
-        kernel = kernel.astype(self.dtype)
-        return jnp.matmul(x, kernel, preferred_element_type=jnp.float32) + bias
+        return layers.product(x.astype(self.dtype), kernel, jnp.float32) + bias

@@ -42,7 +42,9 @@ class ClipText(nn.Module):
         self.block = [block(**fields, causal=True) for _ in range(self.layers)]
         self.norm = nn.LayerNorm(self.norm_eps, dtype=self.dtype)
 
-    def __call__(self, tokens: jax.Array, mask: jax.Array, train: bool) -> jax.Array:
+    def __call__(
+        self, tokens: jax.Array, mask: jax.Array, rows: jax.Array | None
+    ) -> jax.Array:
         """tokens: (B, L) ids. mask: (B, L), False on padding -> (B, L, D)."""
         length = tokens.shape[1]
         if length > self.positions:
@@ -50,7 +52,7 @@ class ClipText(nn.Module):
                 f"texts of {length} tokens; the text tower holds {self.positions}"
             )
         x = self.token_embedding(tokens) + self.position_embedding(jnp.arange(length))
-        x = self.embedding_dropout(x.astype(self.dtype), train)
+        x = self.embedding_dropout(x.astype(self.dtype), rows)
         for block in self.block:
-            x = block(x, mask, train)
+            x = block(x, mask, rows)
         return self.norm(x)

@@ -25,7 +25,7 @@ class Interaction(nn.Module):
 
     @nn.compact
     def __call__(
-        self, text: jax.Array, image: jax.Array, mask: jax.Array, train: bool
+        self, text: jax.Array, image: jax.Array, mask: jax.Array, rows: jax.Array | None
     ) -> jax.Array:
         """text: (B, L, P). image: (B, N, P). mask: (B, L), False on padding.
 
@@ -51,5 +51,5 @@ class Interaction(nn.Module):
                 attention="xla",
                 activation=self.activation,
                 name=f"block_{i}",
-            )(x, mask, train)
+            )(x, mask, rows)
         return nn.LayerNorm(name="norm", **norm)(x)

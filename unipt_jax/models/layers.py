@@ -4,6 +4,9 @@ Axis letters, everywhere in the package: B batch, H and W pixels (or patches), N
 tokens, L text tokens, S tokens of either, D width of a tower, F hidden width of an MLP,
 A attention heads, K width of a head, P width of the shared embedding, V vocabulary,
 M masked positions of a text.
+
+rows: (B,) numbers of the samples in the global batch, while training; they alone decide
+what dropout draws for each. None: nothing is dropped.
 """
 
 import functools
@@ -20,35 +23,67 @@ embedding_init = nn.initializers.normal(stddev=0.02)
 classifier_init = nn.initializers.normal(stddev=0.001)
 
 
-def dropout(key: jax.Array, x: jax.Array, rate: float) -> jax.Array:
+def draw(key: jax.Array, rows: jax.Array, count: int) -> jax.Array:
+    """(B,) numbers of rows -> (B, count) random uint16, each row by its number alone.
+
+    A batch may so be cut into parts, whose rows draw what they would in the whole.
+    Threefry-2x32 with 13 rounds (Salmon et al., "Parallel Random Numbers: As Easy as
+    1, 2, 3", SC 2011: the fewest that pass BigCrush), four draws to a block, counted by
+    row and place: a quarter of the work of `jax.random.bits`. The first two words of the
+    key are taken.
+    """
+    words = tuple(jax.random.key_data(key)[:2])
+    row = jnp.asarray(rows, jnp.uint32)[:, None]
+    place = jnp.arange(-(-count // 4), dtype=jnp.uint32)[None]
+    # Without the barrier each of the two words would be computed for each of its uses.
+    pair = jax.lax.optimization_barrier(threefry(words, row, place))
+    halves = [jax.lax.bitcast_convert_type(word, jnp.uint16) for word in pair]
+    return jnp.concatenate([x.reshape(len(rows), -1) for x in halves], 1)[:, :count]
+
+
+def threefry(
+    key: tuple[jax.Array, jax.Array], a: jax.Array, b: jax.Array, rounds: int = 13
+) -> tuple[jax.Array, jax.Array]:
+    """Enciphers the counters (a, b), uint32, to two random words; see `draw`."""
+    schedule = (*key, key[0] ^ key[1] ^ jnp.uint32(0x1BD11BDA))
+    a, b = a + schedule[0], b + schedule[1]
+    for i in range(rounds):
+        turn = ((13, 15, 26, 6), (17, 29, 16, 24))[i // 4 % 2][i % 4]
+        a = a + b
+        b = ((b << turn) | (b >> (32 - turn))) ^ a
+        if i % 4 == 3:
+            s = i // 4 + 1
+            a = a + schedule[s % 3]
+            b = b + schedule[(s + 1) % 3] + jnp.uint32(s)
+    return a, b
+
+
+def dropout(key: jax.Array, x: jax.Array, rate: float, rows: jax.Array) -> jax.Array:
     """Zeroes about `rate` of x and scales the rest so that the mean stays.
 
-    x: (..., D). Draws 16 bits an element, two elements to a 32-bit word, which costs
-    half of what `jax.random.bernoulli` does; the rate that is met (and scaled by) is
-    the nearest multiple of 2^-16. The draw does not depend on how x is sharded.
+    x: (B, ...). rows: (B,) numbers of its samples, see `draw`. 16 bits decide about an
+    element, so the rate that is met (and scaled by) is the nearest multiple of 2^-16.
+    The draw does not depend on how x is sharded.
     """
-    width = x.shape[-1]
     if not 0 <= rate < 1:
         raise ValueError(f"dropout rate {rate} must be at least 0 and less than 1")
     keep = round((1 - rate) * 65536)
     if keep == 65536:
         return x
-    words = jax.random.bits(key, (*x.shape[:-1], (width + 1) // 2), jnp.uint32)
-    halves = jax.lax.bitcast_convert_type(words, jnp.uint16)  # (..., D/2, 2)
-    draw = halves.reshape(*x.shape[:-1], -1)[..., :width]
-    return jnp.where(draw < keep, x * jnp.asarray(65536 / keep, x.dtype), 0)
+    drawn = draw(key, rows, x[0].size).reshape(x.shape)
+    return jnp.where(drawn < keep, x * jnp.asarray(65536 / keep, x.dtype), 0)
 
 
 class Dropout(nn.Module):
-    """`dropout` with a key from the "dropout" collection; identity unless training."""
+    """`dropout` with a key from the "dropout" collection; identity without rows."""
 
     rate: float
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        if not train or self.rate == 0:
+    def __call__(self, x: jax.Array, rows: jax.Array | None) -> jax.Array:
+        if rows is None or self.rate == 0:
             return x
-        return dropout(self.make_rng("dropout"), x, self.rate)
+        return dropout(self.make_rng("dropout"), x, self.rate, rows)
 
 
 class DropPath(nn.Module):
@@ -60,49 +95,115 @@ class DropPath(nn.Module):
     rate: float
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, rows: jax.Array | None) -> jax.Array:
         """x: (B, S, D), what a residual branch adds."""
-        if not train or self.rate == 0:
+        if rows is None or self.rate == 0:
             return x
-        keep = 1 - self.rate
-        stays = jax.random.bernoulli(self.make_rng("dropout"), keep, (len(x), 1, 1))
-        return jnp.where(stays, x / jnp.asarray(keep, x.dtype), 0)
+        ones = jnp.ones((len(x), 1, 1), x.dtype)
+        return x * dropout(self.make_rng("dropout"), ones, self.rate, rows)
 
 
-@jax.custom_vjp
-def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """(..., D) @ (D, F), with its gradients as two products of matrices.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def product(x: jax.Array, kernel: jax.Array, out: Any = None) -> jax.Array:
+    """(..., D) @ (D, F) -> (..., F): x in the precision of compute, kernel in float32.
 
-    JAX's own rule for the kernel gives a product and a transpose, for which XLA on CPUs
-    copies activations.
+    The product is taken in x's precision and given in `out`, else in x's. Its gradients
+    are two products of matrices (for JAX's own rule XLA on CPUs copies activations); the
+    kernel's stays in float32, in which it is summed.
     """
-    return jnp.matmul(x, kernel)
+    dims = (((x.ndim - 1,), (0,)), ((), ()))
+    return _multiply(x, kernel.astype(x.dtype), dims, out or x.dtype)
 
 
-def _product_forward(x, kernel):
-    return product(x, kernel), (x, kernel)
+def _product_forward(x, kernel, out):
+    return product(x, kernel, out), (x, kernel)
 
 
-def _product_backward(saved, g):
+def _product_backward(_, saved, g):
     x, kernel = saved
+    g = g.astype(x.dtype)
+    dims = (((g.ndim - 1,), (1,)), ((), ()))
+    dx = _multiply(g, kernel.astype(x.dtype), dims, x.dtype)
     rows, inputs = g.reshape(-1, g.shape[-1]), x.reshape(-1, x.shape[-1])
-    dx = jax.lax.dot_general(g, kernel, (((g.ndim - 1,), (1,)), ((), ())))
-    return dx, jax.lax.dot_general(inputs, rows, (((0,), (0,)), ((), ())))
+    return dx, _outer(inputs, rows)
 
 
 product.defvjp(_product_forward, _product_backward)
 
 
-def _dot_general(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
-    # nn.Dense asks for nothing else. The name is what remat "dots" keeps.
-    return checkpoint_name(product(x, kernel), "product")
+def _multiply(a: jax.Array, b: jax.Array, dims: Any, out: Any) -> jax.Array:
+    """dot_general with the result in `out`."""
+
+    def plain(a, b, given=out):
+        return jax.lax.dot_general(a, b, dims, preferred_element_type=given)
+
+    def wide(a, b):
+        # XLA on CPUs takes 16-bit floats at twice the speed where it may give float32.
+        return _flat(plain(a, b, jnp.float32)).astype(out)
+
+    if a.dtype == jnp.float32:
+        return plain(a, b)
+    return jax.lax.platform_dependent(a, b, cpu=wide, default=plain)
 
 
-class Dense(nn.Dense):
-    """nn.Dense with the house's initialiser and its product."""
+def _outer(x: jax.Array, g: jax.Array) -> jax.Array:
+    """(R, D), (R, F) -> (D, F), the sum over rows, in float32."""
 
+    def plain(x, g):
+        dims = (((0,), (0,)), ((), ()))
+        return jax.lax.dot_general(x, g, dims, preferred_element_type=jnp.float32)
+
+    def turned(x, g):
+        # Its product of 16-bit floats is twice as fast on rows that lie in a piece.
+        return _flat(jnp.matmul(_flat(x.T), g, preferred_element_type=jnp.float32))
+
+    if x.dtype == jnp.float32:
+        return plain(x, g)
+    return jax.lax.platform_dependent(x, g, cpu=turned, default=plain)
+
+
+def _flat(x: jax.Array) -> jax.Array:
+    """x as it is, laid out row by row in memory.
+
+    XLA would else turn the layout of a 16-bit product's arguments, which makes it slow,
+    or of its result, which it then has no code for (jax 0.10 and 0.11, on CPUs).
+    """
+    return jax.lax.optimization_barrier(x.reshape(-1)).reshape(x.shape)
+
+
+class Dense(nn.Module):
+    """x @ kernel + bias, in `dtype`, with float32 parameters. kernel: (D, features)."""
+
+    features: int
+    use_bias: bool = True
+    dtype: jnp.dtype = jnp.float32
     kernel_init: nn.initializers.Initializer = kernel_init
-    dot_general: Any = _dot_general
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x: (..., D) -> (..., features)."""
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        # The name is what remat "dots" keeps.
+        y = checkpoint_name(product(x.astype(self.dtype), kernel), "product")
+        if not self.use_bias:
+            return y
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        return add_bias(y, bias)
+
+
+@jax.custom_vjp
+def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """(..., D) + (D,) float32, in x's precision; the bias's gradient is in float32."""
+    return x + bias.astype(x.dtype)
+
+
+def _add_bias_backward(_, g):
+    # As rows: XLA on CPUs sums over one axis ten times faster than over two.
+    return g, g.reshape(-1, g.shape[-1]).astype(jnp.float32).sum(0)
+
+
+add_bias.defvjp(lambda x, bias: (add_bias(x, bias), None), _add_bias_backward)
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
@@ -122,8 +223,8 @@ ACTIVATIONS = {
 class Attention(nn.Module):
     """Multi-head self-attention; softmax in float32.
 
-    causal: a token attends to itself and what comes before it. implementation: "xla", or "cudnn" (16-bit floats on an NVIDIA GPU, without dropout
-    on the attention weights).
+    causal: a token attends to itself and what comes before it. implementation: "xla", or
+    "cudnn" (16-bit floats on an NVIDIA GPU, without dropout on the attention weights).
     """
 
     heads: int
@@ -133,7 +234,9 @@ class Attention(nn.Module):
     causal: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array | None, train: bool) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, mask: jax.Array | None, rows: jax.Array | None
+    ) -> jax.Array:
         """x: (B, S, D). mask: (B, S), True where a token may be attended to."""
         b, s, d = x.shape
         split = (b, s, self.heads, d // self.heads)  # (B, S, D) -> (B, S, A, K)
@@ -141,12 +244,12 @@ class Attention(nn.Module):
         k = Dense(d, dtype=self.dtype, name="key")(x).reshape(split)
         v = Dense(d, dtype=self.dtype, name="value")(x).reshape(split)
         if self.implementation == "xla":
-            y = self._weighted(q, k, v, mask, train)
+            y = self._weighted(q, k, v, mask, rows)
         else:
-            y = self._fused(q, k, v, mask, train)
+            y = self._fused(q, k, v, mask, rows)
         return Dense(d, dtype=self.dtype, name="out")(y.reshape(b, s, d))
 
-    def _weighted(self, q, k, v, mask, train):
+    def _weighted(self, q, k, v, mask, rows):
         # One matrix product a head, heads first: XLA on CPUs does these several times
         # faster than it contracts the four axes as they come.
         q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))  # -> (B, A, S, K)
@@ -159,11 +262,11 @@ class Attention(nn.Module):
             before = jnp.tri(logits.shape[-1], dtype=bool)
             logits = jnp.where(before, logits, jnp.float32(-1e30))
         weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-        weights = Dropout(self.dropout, name="dropout_weights")(weights, train)
+        weights = Dropout(self.dropout, name="dropout_weights")(weights, rows)
         return jnp.matmul(weights, v).transpose(0, 2, 1, 3)
 
-    def _fused(self, q, k, v, mask, train):
-        if train and self.dropout:
+    def _fused(self, q, k, v, mask, rows):
+        if rows is not None and self.dropout:
             raise ValueError(
                 f"attention '{self.implementation}' has no dropout on its weights; "
                 "set attention_dropout to 0 or attention to 'xla'"
@@ -215,7 +318,7 @@ class Mlp(nn.Module):
     activation: str = "gelu"
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, rows: jax.Array | None) -> jax.Array:
         if self.activation not in ACTIVATIONS:
             raise ValueError(
                 f"activation '{self.activation}' is not one of {', '.join(ACTIVATIONS)}"
@@ -225,7 +328,7 @@ class Mlp(nn.Module):
             x
         )  # (B, S, D) -> (B, S, F)
         h = ACTIVATIONS[self.activation](h)
-        h = Dropout(self.dropout, name="dropout_hidden")(h, train)
+        h = Dropout(self.dropout, name="dropout_hidden")(h, rows)
         return Dense(width, dtype=self.dtype, name="fc2")(h)
 
 
@@ -244,7 +347,9 @@ class PreNormBlock(nn.Module):
     drop_path: float = 0.0
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array | None, train: bool) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, mask: jax.Array | None, rows: jax.Array | None
+    ) -> jax.Array:
         """x: (B, S, D). mask: (B, S), True where a token may be attended to."""
         y = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="norm1")(x)
         y = Attention(
@@ -254,13 +359,13 @@ class PreNormBlock(nn.Module):
             self.attention,
             self.causal,
             name="attention",
-        )(y, mask, train)
-        y = Dropout(self.dropout, name="dropout1")(y, train)
-        x = x + DropPath(self.drop_path, name="drop_path1")(y, train)
+        )(y, mask, rows)
+        y = Dropout(self.dropout, name="dropout1")(y, rows)
+        x = x + DropPath(self.drop_path, name="drop_path1")(y, rows)
         y = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="norm2")(x)
         mlp = Mlp(self.hidden, self.dropout, self.dtype, self.activation, name="mlp")
-        y = Dropout(self.dropout, name="dropout2")(mlp(y, train), train)
-        return x + DropPath(self.drop_path, name="drop_path2")(y, train)
+        y = Dropout(self.dropout, name="dropout2")(mlp(y, rows), rows)
+        return x + DropPath(self.drop_path, name="drop_path2")(y, rows)
 
 
 def block_fields(tower: nn.Module) -> dict[str, Any]:
@@ -287,4 +392,4 @@ def rematerialised(block: type[nn.Module], remat: str) -> type[nn.Module]:
         raise ValueError(f"remat '{remat}' is not one of {', '.join(REMAT)}")
     if remat == "none":
         return block
-    return nn.remat(block, static_argnums=(3,), policy=REMAT[remat])
+    return nn.remat(block, policy=REMAT[remat])

@@ -48,7 +48,7 @@ class Block(nn.Module):
         )
         x = x + read(nn.LayerNorm(name="norm1", **norm)(x), tokens, mask)
         mlp = layers.Mlp(self.hidden, 0.0, self.dtype, "relu", name="mlp")
-        return x + mlp(nn.LayerNorm(name="norm2", **norm)(x), False)
+        return x + mlp(nn.LayerNorm(name="norm2", **norm)(x), None)
 
 
 class Pgu(nn.Module):

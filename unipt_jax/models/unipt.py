@@ -131,9 +131,9 @@ class DualEncoder(nn.Module):
         ends = (tokens == self.sep).astype(jnp.int32)
         return jnp.cumsum(ends, axis=1) - ends == 0
 
-    def text_features(self, tokens: jax.Array, train: bool) -> jax.Array:
+    def text_features(self, tokens: jax.Array, rows: jax.Array | None) -> jax.Array:
         """(B, L) ids -> (B, L, D): the text tower's token features."""
-        return self.text(tokens, self.real(tokens), train)
+        return self.text(tokens, self.real(tokens), rows)
 
     def summarise_text(self, features: jax.Array, tokens: jax.Array) -> jax.Array:
         """(B, L, D) features of (B, L) ids -> (B, P), of any length."""
@@ -165,9 +165,9 @@ class DualEncoder(nn.Module):
         """(B, N, D) features -> (B, P) unit vectors in float32."""
         return unit(self.summarise_image(features))
 
-    def image_features(self, pixels: jax.Array, train: bool) -> jax.Array:
+    def image_features(self, pixels: jax.Array, rows: jax.Array | None) -> jax.Array:
         """(B, H, W, 3) normalised pixels -> (B, N, D): the image tower's tokens."""
-        return self.image(pixels, train)
+        return self.image(pixels, rows)
 
     def classify(self, summary: jax.Array) -> jax.Array:
         """(B, P) summary of either tower -> (B, identities) logits in float32."""
@@ -199,18 +199,22 @@ class DualEncoder(nn.Module):
             return joined
         return unit(jnp.concatenate([pooled, joined], axis=-1))
 
-    def encode_image(self, pixels: jax.Array, train: bool = False) -> jax.Array:
+    def encode_image(
+        self, pixels: jax.Array, rows: jax.Array | None = None
+    ) -> jax.Array:
         """(B, H, W, 3) normalised pixels -> (B, P) unit vectors in float32.
 
         P is `width`: of the global embedding, of the joined parts, or of both.
         """
-        features = self.image(pixels, train)
+        features = self.image(pixels, rows)
         pooled = self.pool_image(features)
         return self.embed(pooled, lambda: self.image_parts(features))
 
-    def encode_text(self, tokens: jax.Array, train: bool = False) -> jax.Array:
+    def encode_text(
+        self, tokens: jax.Array, rows: jax.Array | None = None
+    ) -> jax.Array:
         """(B, L) token ids, padded with `pad` -> (B, P) unit vectors in float32."""
-        features = self.text_features(tokens, train)
+        features = self.text_features(tokens, rows)
         pooled = self.pool_text(features, tokens)
         return self.embed(pooled, lambda: self.text_parts(features, tokens))
 
@@ -234,7 +238,7 @@ class DualEncoder(nn.Module):
         image: jax.Array,
         tokens: jax.Array,
         places: jax.Array,
-        train: bool,
+        rows: jax.Array | None,
     ) -> jax.Array:
         """Guesses masked words from the sentence and the picture (IRRA's MLM).
 
@@ -242,7 +246,7 @@ class DualEncoder(nn.Module):
         features. places: (B, M) -> (B, M, V) logits in float32.
         """
         text, image = self.text_projection(text), self.image_projection(image)
-        read = self.interaction(text, image, self.real(tokens), train)
+        read = self.interaction(text, image, self.real(tokens), rows)
         chosen = jnp.take_along_axis(read, places[..., None], axis=1)
         return self.cross_mlm_head(chosen, self.text.token_embedding.embedding)
 
@@ -255,7 +259,7 @@ class DualEncoder(nn.Module):
 
     def __call__(self, pixels: jax.Array, tokens: jax.Array) -> tuple:
         """Touches every parameter once: for initialisation and tables."""
-        seen, read = self.image(pixels, False), self.text_features(tokens, False)
+        seen, read = self.image(pixels, None), self.text_features(tokens, None)
         image, text = self.summarise_image(seen), self.summarise_text(read, tokens)
         logits = () if self.mlm_output == "none" else self.mlm_logits(read)
         parts = ()
@@ -266,7 +270,7 @@ class DualEncoder(nn.Module):
             if self.pgu is not None:
                 self.classify_parts(parts[0])
         if self.interaction is not None:
-            self.cross_mlm_logits(read, seen, tokens, tokens[:, :1] * 0, False)
+            self.cross_mlm_logits(read, seen, tokens, tokens[:, :1] * 0, None)
         return unit(image), unit(text), logits, self.scale(), parts
 
 

@@ -47,7 +47,7 @@ class ViT(nn.Module):
         return 2 if self.distillation else 1
 
     @nn.compact
-    def __call__(self, pixels: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, pixels: jax.Array, rows: jax.Array | None) -> jax.Array:
         """pixels: (B, H, W, 3), normalised -> (B, N, D), N = prefix + patches."""
         b, h, w, _ = pixels.shape
         if (h, w) != (self.height, self.width):
@@ -71,14 +71,14 @@ class ViT(nn.Module):
             "position_embedding", layers.embedding_init, x.shape[1:], jnp.float32
         )
         x = x + positions.astype(self.dtype)
-        x = layers.Dropout(self.dropout, name="dropout")(x, train)
+        x = layers.Dropout(self.dropout, name="dropout")(x, rows)
         if self.pre_norm:
             x = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="pre_norm")(x)
         block = layers.rematerialised(layers.PreNormBlock, self.remat)
         for i in range(self.layers):
             fields = layers.block_fields(self)
             fields["drop_path"] = self.drop_path * i / max(self.layers - 1, 1)
-            x = block(**fields, name=f"block_{i}")(x, None, train)
+            x = block(**fields, name=f"block_{i}")(x, None, rows)
         return nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="norm")(x)
 
     def _patches(self, x: jax.Array) -> jax.Array:
