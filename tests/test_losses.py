@@ -113,6 +113,26 @@ def test_a_mismatched_pair_costs_more_than_a_matched_one():
     assert losses.contrastive(x, np.roll(x, 1, 0), jnp.float32(10)) > right + 1
 
 
+@pytest.mark.parametrize("devices", [1, 8])
+def test_sigmoid_and_its_gradients_equal_autograd(devices):
+    torch = pytest.importorskip("torch")
+    pair = unit_rows(16, 6), unit_rows(16, 6, seed=1)
+    leaves = [torch.tensor(x, dtype=torch.float64) for x in (*pair, 9.0, -8.0)]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    logits = leaves[2] * leaves[0] @ leaves[1].T + leaves[3]
+    sign = 2 * torch.eye(16, dtype=torch.float64) - 1
+    expected = -torch.nn.functional.logsigmoid(sign * logits).sum() / 16
+    expected.backward()
+    rows = sharding.batch_sharding(mesh_of(devices))
+    placed = [jax.device_put(x, rows) for x in pair]
+    run = jax.jit(jax.value_and_grad(losses.sigmoid, (0, 1, 2, 3)))
+    value, grads = run(*placed, jnp.float32(9), jnp.float32(-8))
+    np.testing.assert_allclose(value, expected.item(), rtol=1e-6)
+    for found, leaf in zip(grads, leaves, strict=True):
+        np.testing.assert_allclose(found, leaf.grad, rtol=1e-5, atol=1e-6)
+
+
 def test_cross_entropy_and_its_gradient_equal_torch_over_the_weighted_places():
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(0)

@@ -20,6 +20,23 @@ def contrastive(image: jax.Array, text: jax.Array, scale: jax.Array) -> jax.Arra
     return (to_text.mean() + to_image.mean()) / 2
 
 
+def sigmoid(
+    image: jax.Array, text: jax.Array, scale: jax.Array, bias: jax.Array
+) -> jax.Array:
+    """Each of the B x B pairs a question by itself: do the two belong together?
+
+    Zhai et al., "Sigmoid Loss for Language Image Pre-Training" (ICCV 2023), algorithm 1:
+    the logistic losses of all pairs, added, by the number of images.
+
+    image, text: (B, P) unit vectors, row i of one belongs to row i of the other. scale:
+    what cosines are multiplied by (SigLIP starts at 10). bias: added then (-10).
+    """
+    cosine = jnp.matmul(image, text.T, preferred_element_type=jnp.float32)
+    logits = scale * cosine + bias
+    right = jnp.eye(len(image), dtype=bool)
+    return jax.nn.softplus(jnp.where(right, -logits, logits)).sum() / len(image)
+
+
 def ranking(
     key: jax.Array,
     image: jax.Array,
@@ -87,12 +104,21 @@ def sdm(
     return one_way(logits) + one_way(logits.T)
 
 
+def surprise(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """(..., C) float32 logits, (...,) class numbers -> (...,) softmax cross-entropies."""
+    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - picked
+
+
+def mean_of(values: jax.Array, weights: jax.Array) -> jax.Array:
+    """The sum of losses by the sum of weights; 0 where every weight is 0."""
+    return values.sum() / jnp.maximum(weights.sum(), 1)
+
+
 def cross_entropy(logits: jax.Array, targets: jax.Array, weights: jax.Array):
     """Softmax cross-entropy, averaged over the places whose weight is not 0.
 
     logits: (..., C) float32. targets: (...,) class numbers. weights: (...,) 0 or 1.
     Returns a scalar; 0 where every weight is 0.
     """
-    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    losses = jax.nn.logsumexp(logits, axis=-1) - picked
-    return jnp.sum(losses * weights) / jnp.maximum(weights.sum(), 1)
+    return mean_of(surprise(logits, targets) * weights, weights)

@@ -7,8 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from unipt_jax import losses, masking
+from unipt_jax import losses, masking, pairwise, parts
 from unipt_jax.data import transforms
 from unipt_jax.errors import UserError
 from unipt_jax.models.unipt import DualEncoder, unit
@@ -18,10 +19,11 @@ Loss = Callable[[Any, dict, jax.Array], tuple[jax.Array, dict]]
 
 @dataclasses.dataclass(frozen=True)
 class PretrainWeights:
-    """What the two losses of pre-training count (UniPT: both 1)."""
+    """What the losses of pre-training count; UniPT: contrastive and mlm 1."""
 
     contrastive: float = 1.0
     mlm: float = 1.0
+    sigmoid: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +51,9 @@ class Pixels:
     shift: int = 0
     erasing: float = 0.0
 
-    def __call__(self, key: jax.Array, images: jax.Array) -> jax.Array:
-        """(B, H, W, 3) uint8 -> augmented and normalised float32."""
-        images = transforms.augment(
+    def augment(self, key: jax.Array, images: jax.Array) -> jax.Array:
+        """(B, H, W, 3) uint8 -> augmented, uint8."""
+        return transforms.augment(
             key,
             images,
             flips=self.flips,
@@ -59,6 +61,9 @@ class Pixels:
             erasing=self.erasing,
             colour=self.mean,
         )
+
+    def normalise(self, images: jax.Array) -> jax.Array:
+        """(B, H, W, 3) uint8 -> float32."""
         return transforms.normalise(images, mean=self.mean, std=self.std)
 
 
@@ -74,38 +79,83 @@ class Masking:
     continuation: jax.Array | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """How a large batch fits into little memory; loss and gradient stay the same.
+
+    part: so many images and texts pass the towers at a time, see `parts.by_parts`; 0:
+    all. chunk: batches above so many compare images with texts in tiles of so many
+    texts, see `pairwise`; 0: never. mesh: of the devices that share the batch.
+    """
+
+    part: int = 0
+    chunk: int = 0
+    mesh: Mesh | None = None
+
+    def by_parts(self, encode: Callable[[dict], dict], batch: dict) -> dict:
+        """encode(batch), by parts."""
+        devices = self.mesh.size if self.mesh else 1
+        return parts.by_parts(encode, batch, size=self.part, devices=devices)
+
+    def contrastive(self, image: jax.Array, text: jax.Array, scale: jax.Array):
+        """`losses.contrastive`, in tiles where the batch is large."""
+        if not self._tiled(len(image)):
+            return losses.contrastive(image, text, scale)
+        tiles = dict(chunk=self.chunk, mesh=self.mesh)
+        return pairwise.contrastive(image, text, scale, **tiles)
+
+    def sigmoid(self, image, text, scale: jax.Array, bias: jax.Array):
+        """`losses.sigmoid`, in tiles where the batch is large."""
+        if not self._tiled(len(image)):
+            return losses.sigmoid(image, text, scale, bias)
+        tiles = dict(chunk=self.chunk, mesh=self.mesh)
+        return pairwise.sigmoid(image, text, scale, bias, **tiles)
+
+    def _tiled(self, batch: int) -> bool:
+        return bool(self.chunk) and batch > self.chunk and self.mesh is not None
+
+
 def pretrain(
     model: DualEncoder,
     *,
     weights: PretrainWeights,
     pixels: Pixels,
     masked: Masking,
+    memory: Memory = Memory(),
 ) -> Loss:
     """UniPT's pre-training loss: contrastive + MLM, as a function of parameters.
 
-    A rate of 0 or a weight of 0 leaves MLM out.
+    What has a weight of 0 is left out; so is MLM at a rate of 0. sigmoid: SigLIP's loss,
+    in the place of the contrastive one.
     Returns loss(params, batch, key) -> (total, {"contrastive", "mlm", ...}).
     """
     with_mlm = weights.mlm > 0 and masked.rate > 0
-    if with_mlm:
-        _check_head(model.mlm_output != "none", "model.mlm_output=tied", masked.mask_id)
+    _check_pretraining(model, weights, masked if with_mlm else None)
 
     def loss(params: Any, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
         augment_key, mask_key, dropout_key = jax.random.split(key, 3)
-        tokens = batch["tokens"]
         apply = _applied(model, params, dropout_key)
-        rows = jnp.arange(len(tokens))
-        image = apply("encode_image", pixels(augment_key, batch["image"]), rows)
-        clean, hidden = _read(apply, model, masked if with_mlm else None)(
-            mask_key, tokens
-        )
-        text, scale, metrics = apply("pool_text", clean, tokens), apply("scale"), {}
+        drawn = _drawn(model, batch, pixels.augment(augment_key, batch["image"]))
         if with_mlm:
-            _, features, places, targets, used = hidden
-            features = jnp.take_along_axis(features, places[..., None], axis=1)
-            logits = apply("mlm_logits", features)  # (B, M, D) -> (B, M, V)
-            metrics["mlm"] = losses.cross_entropy(logits, targets, used)
-        metrics["contrastive"] = losses.contrastive(image, text, scale)
+            drawn |= _hide(model, masked, mask_key, batch["tokens"])
+
+        def encode(part: dict) -> dict:
+            seen = pixels.normalise(part["image"])
+            image = apply("encode_image", seen, part["row"])
+            clean, hidden = _read(apply, part)
+            out = {"image": image, "text": apply("pool_text", clean, part["tokens"])}
+            if with_mlm:
+                out["mlm"] = _guess(apply, part, hidden)
+            return out
+
+        out = memory.by_parts(encode, drawn)
+        pair, scale, metrics = (out["image"], out["text"]), apply("scale"), {}
+        if weights.contrastive:
+            metrics["contrastive"] = memory.contrastive(*pair, scale)
+        if weights.sigmoid:
+            metrics["sigmoid"] = memory.sigmoid(*pair, scale, apply("shift"))
+        if with_mlm:
+            metrics["mlm"] = losses.mean_of(out["mlm"], drawn["used"])
         return _total(weights, metrics), metrics | _temperature(model, scale)
 
     return loss
@@ -119,6 +169,7 @@ def finetune(
     masked: Masking,
     margin: float = 0.2,
     reduction: str = "sum",
+    memory: Memory = Memory(),
 ) -> Loss:
     """The supervised losses, each where its weight is not 0, as a function of parameters.
 
@@ -137,35 +188,50 @@ def finetune(
 
     def loss(params: Any, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
         augment_key, mask_key, dropout_key, rank_key = jax.random.split(key, 4)
-        tokens, label = batch["tokens"], batch["label"]
+        label = batch["label"]
         apply = _applied(model, params, dropout_key)
-        rows = jnp.arange(len(tokens))
-        seen = apply("image_features", pixels(augment_key, batch["image"]), rows)
-        read, hidden = _read(apply, model, masked if with_mlm else None)(
-            mask_key, tokens
-        )
-        image = apply("summarise_image", seen).astype(jnp.float32)
-        text = apply("summarise_text", read, tokens).astype(jnp.float32)
+        drawn = _drawn(model, batch, pixels.augment(augment_key, batch["image"]))
+        if with_mlm:
+            drawn |= _hide(model, masked, mask_key, batch["tokens"])
+
+        def encode(part: dict) -> dict:
+            seen = pixels.normalise(part["image"])
+            seen, tokens = apply("image_features", seen, part["row"]), part["tokens"]
+            clean, hidden = _read(apply, part)
+            out = {
+                "image": apply("summarise_image", seen).astype(jnp.float32),
+                "text": apply("summarise_text", clean, tokens).astype(jnp.float32),
+            }
+            if weights.pgu:
+                out["image_parts"] = apply("image_parts", seen)
+                out["text_parts"] = apply("text_parts", clean, tokens)
+            if with_mlm:
+                picture = seen if model.interaction is not None else None
+                out["mlm"] = _guess(apply, part, hidden, picture)
+            return out
+
+        out = memory.by_parts(encode, drawn)
+        image, text, scale = out["image"], out["text"], apply("scale")
         metrics, accuracy = {}, {}
         if weights.identity:
             logits = apply("classify", image), apply("classify", text)
             metrics["identity"] = sum(_identity(x, label) for x in logits)
             right = [jnp.mean(x.argmax(-1) == label) for x in logits]
             accuracy = {"accuracy": sum(right) / 2}
-        image, text, scale = unit(image), unit(text), apply("scale")
+        image, text = unit(image), unit(text)
         rank = functools.partial(losses.ranking, margin=margin, reduction=reduction)
         if weights.ranking:
             metrics["ranking"] = rank(rank_key, image, text, label)
         if weights.pgu:
-            parts = apply("image_parts", seen), apply("text_parts", read, tokens)
+            both = out["image_parts"], out["text_parts"]
             key = jax.random.fold_in(rank_key, 1)
-            metrics["pgu"] = _granularity(apply, rank, key, parts, label)
+            metrics["pgu"] = _granularity(apply, rank, key, both, label)
         if weights.sdm:
             metrics["sdm"] = losses.sdm(image, text, label, scale)
         if weights.contrastive:
-            metrics["contrastive"] = losses.contrastive(image, text, scale)
+            metrics["contrastive"] = memory.contrastive(image, text, scale)
         if with_mlm:
-            metrics["mlm"] = _guess(apply, model, hidden, seen)
+            metrics["mlm"] = losses.mean_of(out["mlm"], drawn["used"])
         return _total(weights, metrics), metrics | accuracy | _temperature(model, scale)
 
     return loss
@@ -181,45 +247,56 @@ def _applied(model: DualEncoder, params: Any, dropout_key: jax.Array) -> Callabl
     return apply
 
 
-def _read(apply: Callable, model: DualEncoder, masked: Masking | None) -> Callable:
-    """read(key, tokens (B, L)) -> text features (B, L, D), and those of masked texts.
+def _drawn(model: DualEncoder, batch: dict, images: jax.Array) -> dict:
+    """What the towers read, by row of the global batch."""
+    tokens = batch["tokens"]
+    return {"image": images, "tokens": tokens, "row": jnp.arange(len(tokens))}
+
+
+def _hide(model: DualEncoder, masked: Masking, key: jax.Array, tokens) -> dict:
+    """Masked texts, places, targets and weights as of `masking.mask_tokens`."""
+    changed = masking.mask_tokens(
+        key,
+        tokens,
+        special=(model.pad, model.cls, model.sep),
+        mask_id=masked.mask_id,
+        vocabulary=model.text.vocabulary,
+        rate=masked.rate,
+        continuation=masked.continuation,
+    )
+    return dict(zip(("masked", "places", "targets", "used"), changed, strict=True))
+
+
+def _read(apply: Callable, part: dict) -> tuple[jax.Array, jax.Array | None]:
+    """Text features (B, L, D) of clean texts, and of masked ones where there are any.
 
     Clean and masked texts share one pass of the tower, as one batch of 2B: the same
-    arithmetic as two passes. The second result is masked tokens, features, places,
-    targets and weights as of `masking.mask_tokens`, or None without `masked`.
+    arithmetic as two passes.
     """
-
-    def read(key: jax.Array, tokens: jax.Array) -> tuple:
-        if masked is None:
-            return apply("text_features", tokens, 2 * jnp.arange(len(tokens))), None
-        changed, places, targets, used = masking.mask_tokens(
-            key,
-            tokens,
-            special=(model.pad, model.cls, model.sep),
-            mask_id=masked.mask_id,
-            vocabulary=model.text.vocabulary,
-            rate=masked.rate,
-            continuation=masked.continuation,
-        )
-        features = apply(
-            "text_features", _interleave(tokens, changed), jnp.arange(2 * len(tokens))
-        )
-        return features[0::2], (changed, features[1::2], places, targets, used)
-
-    return read
+    tokens, row = part["tokens"], 2 * part["row"]
+    if "masked" not in part:
+        return apply("text_features", tokens, row), None
+    tokens = _interleave(tokens, part["masked"])
+    features = apply("text_features", tokens, _interleave(row, row + 1))
+    return features[0::2], features[1::2]
 
 
-def _guess(apply: Callable, model: DualEncoder, hidden: tuple, seen: jax.Array):
-    """MLM: from the sentence and the picture where an interaction encoder is there."""
-    changed, features, places, targets, used = hidden
-    if model.interaction is not None:
-        logits = apply(
-            "cross_mlm_logits", features, seen, changed, places, jnp.arange(len(places))
-        )
+def _guess(
+    apply: Callable, part: dict, features: jax.Array, seen: jax.Array | None = None
+) -> jax.Array:
+    """(B,) the loss of each text's hidden words, added.
+
+    features: of the masked texts. seen: of the pictures, for an interaction encoder.
+    """
+    places = part["places"]
+    if seen is not None:
+        words = part["masked"], places, part["row"]
+        logits = apply("cross_mlm_logits", features, seen, *words)
     else:
         features = jnp.take_along_axis(features, places[..., None], axis=1)
-        logits = apply("mlm_logits", features)
-    return losses.cross_entropy(logits, targets, used)
+        logits = apply("mlm_logits", features)  # (B, M, D) -> (B, M, V)
+    found = losses.surprise(logits, part["targets"])
+    return jnp.sum(found * part["used"], axis=1)
 
 
 def _granularity(apply, rank, key, parts, label) -> jax.Array:
@@ -242,6 +319,28 @@ def _total(weights: PretrainWeights | FinetuneWeights, metrics: dict) -> jax.Arr
 
 def _temperature(model: DualEncoder, scale: jax.Array) -> dict[str, jax.Array]:
     return {"temperature": 1 / scale} if model.temperature == "learned" else {}
+
+
+def _check_pretraining(
+    model: DualEncoder, weights: PretrainWeights, masked: Masking | None
+) -> None:
+    """Raises UserError where a loss has a weight and the model lacks its part."""
+    if min(dataclasses.astuple(weights)) < 0:
+        raise UserError(f"a weight in config.loss is below 0: {weights}")
+    if not (weights.contrastive or weights.sigmoid or masked):
+        raise UserError(
+            "every weight in config.loss is 0, or loss.mlm alone is not and mlm.rate is "
+            "0; give a loss that counts"
+        )
+    if weights.sigmoid and model.bias == "none":
+        raise UserError(
+            f"loss.sigmoid={weights.sigmoid}, but model.bias=none; SigLIP learns one: "
+            "model.bias=learned, with model.temperature=learned and "
+            "model.temperature_init=0.1"
+        )
+    if masked is not None:
+        remedy = "model.mlm_output=tied"
+        _check_head(model.mlm_output != "none", remedy, masked.mask_id)
 
 
 def _check_head(there: bool, remedy: str, mask_id: int | None) -> None:
@@ -298,8 +397,8 @@ def _check_ranking(margin: float, reduction: str) -> None:
 
 
 def _interleave(a: jax.Array, b: jax.Array) -> jax.Array:
-    """(B, L), (B, L) -> (2B, L), row i of both side by side.
+    """(B, ...), (B, ...) -> (2B, ...), row i of both side by side.
 
     So each device's rows stay where they are; joining end to end would move them.
     """
-    return jnp.stack([a, b], axis=1).reshape(-1, a.shape[-1])
+    return jnp.stack([a, b], axis=1).reshape(-1, *a.shape[1:])

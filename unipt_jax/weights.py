@@ -49,7 +49,7 @@ FUSED_BIAS = Convert(
 # What a model of ours is made of: the first name of a parameter's path.
 PARTS = ("image", "text", "image_projection", "text_projection", "mlm_head", "pgu")
 PARTS += ("log_scale", "classifier", "part_classifiers", "interaction")
-PARTS += ("cross_mlm_head",)
+PARTS += ("cross_mlm_head", "logit_bias")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,10 +24,11 @@ NO_PGU = {"parts": 0}
 NO_INTERACTION = {"layers": 0}
 # Parts that only training needs: a model is used without them.
 TRAINING = ("mlm_head", "classifier", "part_classifiers")
-TRAINING += ("interaction", "cross_mlm_head")
+TRAINING += ("interaction", "cross_mlm_head", "logit_bias")
 CHOICES = {
     "pool": ("max", "token"),
     "temperature": ("none", "fixed", "learned"),
+    "bias": ("none", "learned"),
     "mlm_output": ("tied", "untied", "none"),
     "retrieval": ("global", "pgu", "both"),
 }
@@ -58,6 +59,7 @@ class DualEncoder(nn.Module):
     does. pool_special: let the class tokens, [CLS] and [SEP] into the maximum.
     projection_bias: CLIP's projections have none. temperature: "none" (the paper's
     Eq. 1), "fixed" or "learned"; temperature_init is its value or where it starts.
+    bias: of the sigmoid loss, "none" or "learned"; bias_init is where it starts.
     mlm_output: the MLM head's last product is with the token embedding ("tied"), with a
     kernel of its own ("untied"), or there is no such head ("none"). pgu: reads features
     of parts off the tokens, or None. retrieval: the embedding is the "global" one, the
@@ -80,6 +82,8 @@ class DualEncoder(nn.Module):
     projection_bias: bool = True
     temperature: str = "none"
     temperature_init: float = 0.07
+    bias: str = "none"
+    bias_init: float = -10.0
     mlm_output: str = "tied"
     pgu: Pgu | None = None
     retrieval: str = "global"
@@ -123,6 +127,9 @@ class DualEncoder(nn.Module):
         if self.temperature == "learned":
             log_scale = jnp.log(jnp.float32(1 / self.temperature_init))
             self.log_scale = self.param("log_scale", lambda _: log_scale)
+        if self.bias == "learned":
+            bias = jnp.float32(self.bias_init)
+            self.logit_bias = self.param("logit_bias", lambda _: bias)
 
     def real(self, tokens: jax.Array) -> jax.Array:
         """(B, L) ids -> (B, L), False on padding."""
@@ -256,6 +263,10 @@ class DualEncoder(nn.Module):
             return jnp.exp(jnp.minimum(self.log_scale, jnp.log(100.0)))
         fixed = 1 / self.temperature_init if self.temperature == "fixed" else 1.0
         return jnp.float32(fixed)
+
+    def shift(self) -> jax.Array:
+        """What the sigmoid loss adds to scaled cosines."""
+        return self.logit_bias
 
     def __call__(self, pixels: jax.Array, tokens: jax.Array) -> tuple:
         """Touches every parameter once: for initialisation and tables."""
