@@ -21,6 +21,7 @@ lint: .venv/ready-for-tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/shellcheck launch/*.sh
 
 format: .venv/ready-for-tests
 	$(BIN)/ruff check --fix .

@@ -221,7 +221,7 @@ mkdir -p ~/unipt_jax
 tar -xzf ~/unipt_jax.tgz -C ~/unipt_jax
 export PATH="$HOME/.local/bin:$PATH"
 command -v uv >/dev/null ||
-  python3 -m pip install --user --quiet uv ||
+  PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --user --quiet uv ||
   curl -LsSf https://astral.sh/uv/install.sh | sh
 [ -x ~/unipt_env/bin/python ] || uv venv --quiet --python ">=3.11,<3.14" ~/unipt_env
 uv pip install --quiet --python ~/unipt_env/bin/python --editable "$HOME/unipt_jax[tpu]"
