@@ -337,8 +337,8 @@ class Reference:
     def step(self, batch: tuple[torch.Tensor, torch.Tensor], wait: bool):
         """One update from what `prepare` gives; its loss, if waited for."""
         images, ids = (x.to(self.device, non_blocking=True) for x in batch)
-        precision = "high" if self.expert else "highest"  # of float32: TF32 on a GPU
-        torch.set_float32_matmul_precision(precision)
+        if self.device == "cuda":  # float32 by TF32, or as PyTorch has it
+            torch.set_float32_matmul_precision("high" if self.expert else "highest")
         with self._precision():
             loss = self.loss(self.model, images, ids)
         loss.backward()

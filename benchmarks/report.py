@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -20,7 +21,7 @@ def arguments(description: str | None, *, repeats: int) -> argparse.ArgumentPars
     parser.add_argument(
         "--save",
         action="store_true",
-        help="also write the figures to benchmarks/results/NAME.json",
+        help="also write the figures to benchmarks/results/",
     )
     return parser
 
@@ -79,16 +80,26 @@ def peak_rss_mb() -> float:
     return int(line.split()[1]) / 1024
 
 
+def result_file(benchmark: str, device: str) -> Path:
+    """Where figures are kept: results/NAME.json of CPUs, results/NAME.DEVICE.json else.
+
+    device: its kind as JAX gives it: "NVIDIA H200" becomes "h200".
+    """
+    words = re.findall("[a-z0-9]+", device.lower().removeprefix("nvidia"))
+    place = "" if words == ["cpu"] else f".{'_'.join(words)}"
+    return RESULTS / f"{benchmark}{place}.json"
+
+
 def finish(figures: dict, *, save: bool = False) -> None:
     """Prints figures and environment as one JSON object, the last line of the run.
 
     `figures["benchmark"]` names the benchmark; with `save` the same object is written
-    to benchmarks/results/NAME.json.
+    to its `result_file`.
     """
     result = figures | environment()
     if save:
         RESULTS.mkdir(exist_ok=True)
-        path = RESULTS / f"{figures['benchmark']}.json"
+        path = result_file(figures["benchmark"], result["device"])
         path.write_text(json.dumps(result, indent=2) + "\n")
         progress(f"wrote {path}")
     print(json.dumps(result), flush=True)

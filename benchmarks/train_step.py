@@ -86,8 +86,9 @@ def compare(args: argparse.Namespace) -> dict:
     dtypes = ("float32", "bfloat16") if args.dtype == "both" else (args.dtype,)
     races = {}
     for dtype in dtypes:
+        if races:
+            contestants.release()
         races[dtype] = race(args, dtype, threads)
-        contestants.release()
     ratios = {}
     for dtype, figures in races.items():
         found = ratios_of(figures["seconds"])
