@@ -5,7 +5,7 @@ BIN := .venv/bin
 SHARED := --numprocesses 2 --dist loadfile
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test test-full lint format clean
+.PHONY: quickstart test test-full lint format bench bench-gpu clean
 
 quickstart: STARTED := $(shell date +%s)
 quickstart: .venv/ready
@@ -27,6 +27,25 @@ format: .venv/ready-for-tests
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+bench: .venv/ready-for-tests
+	$(BIN)/python -m benchmarks.train_step --dtype both --save
+	$(BIN)/python -m benchmarks.end_to_end --save
+	$(BIN)/python -m benchmarks.contrastive --save
+	$(BIN)/python -m benchmarks.accumulation --save
+	$(BIN)/python -m benchmarks.caption --save
+	$(BIN)/python -m benchmarks.rank --repeats 1 --save
+	$(BIN)/python -m benchmarks.input --save
+	$(BIN)/python -m benchmarks.table --write
+
+# Not rank and caption: their references compute on CPUs.
+bench-gpu: .venv/ready-for-gpu
+	$(BIN)/python -m benchmarks.train_step --dtype bfloat16 --batch 512 --save
+	$(BIN)/python -m benchmarks.end_to_end --dtype bfloat16 --batch 512 --save
+	$(BIN)/python -m benchmarks.contrastive --save
+	$(BIN)/python -m benchmarks.accumulation --save
+	$(BIN)/python -m benchmarks.input --save
+	$(BIN)/python -m benchmarks.table --write
+
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "$(PYTHON) is older than Python 3.11: make PYTHON=python3.12 ..." >&2; exit 1; }
@@ -41,6 +60,11 @@ format: .venv/ready-for-tests
 	@echo "installing what the tests need, PyTorch and Beam among it (two minutes) ..."
 	$(PIP) --constraint constraints.txt --editable '.[test,torch,beam]'
 	$(PIP) --no-deps --requirement tests/assets.txt
+	@touch $@
+
+.venv/ready-for-gpu: .venv/ready
+	@echo "installing CUDA for JAX and PyTorch (several GB) ..."
+	$(PIP) --editable '.[cuda,torch]'
 	@touch $@
 
 clean:
