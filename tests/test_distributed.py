@@ -38,6 +38,7 @@ from jax.experimental import multihost_utils
 from unipt_jax import distributed
 from unipt_jax.errors import UserError
 distributed.start({arguments}, heartbeat=5)
+distributed._GRACE = 1
 def job():
     multihost_utils.sync_global_devices("both have started")
     if jax.process_index() == 1:
