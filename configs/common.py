@@ -6,7 +6,7 @@ from unipt_jax.errors import UserError
 
 AXES = {
     "tower": ("vit_b16", "deit_s16", "clip_b16"),
-    "recipe": ("paper", "released"),
+    "recipe": ("paper", "released", "siglip"),
     "set": ("luperson", "synthetic"),
 }
 
@@ -115,6 +115,8 @@ def model(tower: str) -> ConfigDict:
             projection_bias=True,
             temperature="none",
             temperature_init=0.07,
+            bias="none",  # or "learned", for the sigmoid loss
+            bias_init=-10.0,
             mlm_output="tied",
             pgu=pgu(0),  # fine-tuning adds it
             retrieval="global",
@@ -142,6 +144,8 @@ def clip_b16() -> ConfigDict:
             projection_bias=False,
             temperature="learned",
             temperature_init=0.01,
+            bias="none",
+            bias_init=-10.0,
             mlm_output="none",
             pgu=pgu(0),
             retrieval="global",
@@ -196,6 +200,11 @@ def training() -> ConfigDict:
             every=dict(report=50, evaluate=0, save=1000),
             keep=1,
             mesh=dict(data=0, fsdp=1),  # data=0: all devices that fsdp leaves
+            # micro_batch: images that pass the towers at a time, 0: all. chunk: larger
+            # batches compare images with texts in tiles of so many texts.
+            memory=dict(micro_batch=0, accumulation="cached", chunk=1024),
+            profile="",  # START:STOP, steps of this start of the program
+            peak_tflops=0.0,  # of a device; 0: as its maker has it
         )
     )
 

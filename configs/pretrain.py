@@ -19,7 +19,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.recipe = chosen.get("recipe", "paper")
     tower = chosen.get("tower", "vit_b16")
     config.model = common.model(tower)
-    config.loss = ConfigDict(dict(contrastive=1.0, mlm=1.0))
+    config.loss = ConfigDict(dict(contrastive=1.0, mlm=1.0, sigmoid=0.0))
     # add_mask: give a tokenizer without a mask token, as CLIP's, one more token.
     config.mlm = ConfigDict(dict(rate=0.15, whole_words=False, add_mask=False))
     common.start_from(config, tower)
@@ -27,6 +27,8 @@ def get_config(variant: str = "") -> ConfigDict:
         config.loss.mlm = 0.0
     if config.recipe == "released":
         released(config)
+    if config.recipe == "siglip":
+        siglip(config)
     if chosen.get("set") == "synthetic":
         common.synthetic(config)
     return config.lock()
@@ -45,6 +47,14 @@ def released(config: ConfigDict) -> None:
     config.model.mlm_output = "untied"
     config.mlm.whole_words = True
     config.data.lengths = (100,)  # padding takes part in the maximum: one length
+
+
+def siglip(config: ConfigDict) -> None:
+    """SigLIP's loss for the contrastive one: each pair is a question by itself."""
+    config.loss.update(dict(contrastive=0.0, sigmoid=1.0))
+    config.model.temperature, config.model.temperature_init = "learned", 0.1
+    config.model.bias = "learned"
+    config.init.keep_init = (*config.init.keep_init, "^logit_bias$")
 
 
 def quickstart() -> ConfigDict:

@@ -18,7 +18,7 @@ import rundirs
 from finetuning import equal, opened, params_of, without
 from PIL import Image
 
-from unipt_jax import evaluate, loop
+from unipt_jax import evaluate, loop, report
 from unipt_jax.data import tokenizers
 from unipt_jax.data.records import PersonRecord, Records, write_set
 
@@ -370,7 +370,7 @@ def test_without_gamma_there_is_no_pgu_and_retrieval_is_by_the_summary(
 def figures(workdir) -> list[dict]:
     """The rows of metrics.jsonl without what depends on the clock."""
     rows = finetuning.rows(workdir)
-    return [{k: v for k, v in r.items() if k != "images_per_second"} for r in rows]
+    return [{k: v for k, v in r.items() if k not in report.SPEED} for r in rows]
 
 
 @pytest.mark.slow

@@ -42,6 +42,7 @@ def announce(run: Run, params: Any, more: Mapping[str, str]) -> None:
         "best checkpoint by": chosen_on,
         **more,
         "precision": f"{config.model.dtype} compute, float32 parameters and losses",
+        "memory": _memory(config),
     }
     report.choices("choices in force", values)
     for warning in _warnings(config, table):
@@ -109,6 +110,15 @@ def _mlm_head(config: Any) -> str:
     crossed = (config.model.get("interaction") or {"layers": 0})["layers"]
     read = f"after {crossed} layers that read the image"
     return read if crossed else config.model.mlm_output
+
+
+def _memory(config: Any) -> str:
+    size, chunk = config.memory.micro_batch, config.memory.chunk
+    towers = f"{size} images and texts at a time" if size else "the whole batch at once"
+    remat = {config.model.image.remat, config.model.text.remat} - {"none"}
+    again = f", remat {' and '.join(sorted(remat))}" if remat else ""
+    tiles = 0 < chunk < config.batch_size and config.job == "pretrain"
+    return towers + again + (f", losses in tiles of {chunk} texts" if tiles else "")
 
 
 def _learning_rate(config: Any) -> str:

@@ -30,7 +30,7 @@ from unipt_jax.models.pgu import Pgu
 from unipt_jax.models.unipt import DualEncoder
 
 # Losses that need the cosine of every image with every text: one product for all.
-SIMILARITY = {"contrastive", "sdm", "ranking"}
+SIMILARITY = {"contrastive", "sigmoid", "sdm", "ranking"}
 LOSSES = SIMILARITY | {"mlm", "identity", "pgu"}
 
 

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
@@ -16,6 +17,7 @@ from jax.sharding import Mesh
 from unipt_jax import encoder as encoders
 from unipt_jax import (
     evaluate,
+    flops,
     optim,
     ranking,
     report,
@@ -29,6 +31,7 @@ from unipt_jax.errors import Stopped, UserError
 from unipt_jax.models import unipt
 from unipt_jax.objectives import Loss
 from unipt_jax.optim import TrainState
+from unipt_jax.profile import Profiler, window
 from unipt_jax.transfer import Taken
 
 
@@ -131,6 +134,12 @@ class Run:
         whole = self.config.epochs * len(self.batches) // self.config.batch_size
         return self.config.steps or whole
 
+    def work(self, lengths: np.ndarray) -> float:
+        """Model FLOPs of a step on texts of so many tokens, see `flops.step`."""
+        losses = [name for name, weight in self.config.loss.items() if weight]
+        rate = self.config.mlm.rate
+        return flops.step(self.model, lengths, losses=losses, mlm_rate=rate)
+
 
 def fit(run: Run) -> None:
     """From the last checkpoint, or from what was found, to the last step; then test."""
@@ -152,15 +161,21 @@ def fit(run: Run) -> None:
         **encoders.pixel_options(config.pixels),
     )
     log = report.Report(
-        run.workdir, start=begin, total=steps, batch_size=config.batch_size
+        run.workdir,
+        start=begin,
+        total=steps,
+        batch_size=config.batch_size,
+        peak=flops.mesh_peak(mesh, config.model.dtype, config.peak_tflops),
     )
+    profiler = Profiler(window(config.profile, steps), run.workdir, begin, log)
     if begin:
         log.say(f"resumes after step {begin}")
-    loop = Loop(run, optimiser, checkpoints, log, encoder)
+    loop = Loop(run, optimiser, checkpoints, log, encoder, profiler)
     try:
         train_step = make_step(run.objective, optimiser, config.seed, shardings)
         stream = placed(run.batches, begin, config, mesh)
-        state = loop.run_steps(state, train_step, stream, begin)
+        with profiler:
+            state = loop.run_steps(state, train_step, stream, begin)
         checkpoints.wait()
         best = checkpoints.best()
         chosen_on = config.evaluate.val if checkpoints.scored() else "last step"
@@ -181,6 +196,7 @@ class Loop:
     checkpoints: Checkpoints
     log: report.Report
     encoder: encoders.Encoder
+    profiler: Profiler
 
     def run_steps(
         self, state: TrainState, train_step: Callable, stream: Iterator, begin: int
@@ -192,13 +208,18 @@ class Loop:
     def _steps(self, state, train_step, stream, begin, interrupt) -> TrainState:
         previous, steps = None, self.run.steps
         for step in range(begin, steps):
-            state, metrics = train_step(state, next(stream))
+            with self.log.waiting():
+                batch, lengths = next(stream)
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                state, metrics = train_step(state, batch)
+            self.log.count(self.run.work(lengths))
             done = step + 1  # updates completed: what every log and checkpoint counts
             if step == begin:
                 jax.block_until_ready(metrics)
                 self.log.started(done)
             jax.block_until_ready(previous)  # the host stays one step ahead, no more
             previous = metrics
+            self.profiler.at(done, metrics)
             stop = interrupt.at(done)
             self.after(state, metrics, done, stop)
             if stop and done < steps:
@@ -222,21 +243,31 @@ class Loop:
             self.log.write(done, jax.device_get(metrics))
         scores = validate(self, state, done) if validates else None
         if saves:
+            begin = time.monotonic()
             self.log.flush()
             self.checkpoints.save(state, done, scores)
+            self.log.pause(begin)
 
 
 def placed(
     batches: pipeline.TrainBatches, begin: int, config: Any, mesh: Mesh
-) -> Iterator[dict]:
-    """Batches on the devices, one ahead of the step that takes them."""
+) -> Iterator[tuple[dict, np.ndarray]]:
+    """Batches on the devices, one ahead of the step that takes them.
+
+    With each come the token counts of its texts, (G,), for the report.
+    """
     rows = sharding.local_rows(config.batch_size, mesh)
     stream = batches.from_step(
         begin, threads=config.data.threads, buffer=config.data.buffer
     )
-    ahead = sharding.place_batch(next(stream), rows, config.batch_size, mesh)
+
+    def place(batch: dict) -> tuple[dict, np.ndarray]:
+        lengths = batch.pop("lengths")
+        return sharding.place_batch(batch, rows, config.batch_size, mesh), lengths
+
+    ahead = place(next(stream))
     while True:
-        following = sharding.place_batch(next(stream), rows, config.batch_size, mesh)
+        following = place(next(stream))
         yield ahead
         ahead = following
 

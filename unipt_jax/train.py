@@ -16,6 +16,7 @@ from unipt_jax import (
     loop,
     objectives,
     optim,
+    profile,
     rundir,
     sharding,
     start,
@@ -30,7 +31,7 @@ from unipt_jax.models import unipt
 
 # A run may go on with these changed: they do not change what is computed.
 HARMLESS = ("every", "evaluate.batch_size", "keep", "mesh", "data.threads")
-HARMLESS += ("data.buffer", "evaluate.test")
+HARMLESS += ("data.buffer", "evaluate.test", "memory", "profile", "peak_tflops")
 HOLD_OUT = "hold_out"  # config.evaluate.val, where the records have no such split
 
 
@@ -44,6 +45,7 @@ def pretrain(config: Any, workdir: str) -> None:
         weights=objectives.PretrainWeights(**config.loss),
         pixels=_pixels(config),
         masked=_masking(config, tokenizer),
+        memory=_memory(config, mesh),
     )
     found = _weights(config, workdir, model, tokenizer)
     batches = open_batches(config, tokenizer, mesh)
@@ -51,6 +53,7 @@ def pretrain(config: Any, workdir: str) -> None:
     lines = {
         "temperature": announce.temperature(config),
         "negatives": f"the global batch of {config.batch_size}",
+        "losses": ", ".join(f"{k} {v:g}" for k, v in config.loss.items() if v),
     }
     run = loop.Run(
         config=config,
@@ -97,6 +100,7 @@ def finetune(config: Any, workdir: str) -> None:
         masked=_masking(config, tokenizer),
         margin=config.ranking.margin,
         reduction=config.ranking.reduction,
+        memory=_memory(config, mesh),
     )
     if held:
         val = evaluate.read_set(
@@ -233,6 +237,29 @@ def _masking(config: Any, tokenizer: tokenizers.Tokenizer) -> objectives.Masking
     return objectives.Masking(tokenizer.mask, config.mlm.rate, continuation)
 
 
+def _memory(config: Any, mesh: Mesh) -> objectives.Memory:
+    memory, batch = config.memory, config.batch_size
+    if memory.accumulation != "cached":
+        raise UserError(
+            f"memory.accumulation '{memory.accumulation}' is not there, only cached: "
+            "gradients that are summed up over micro-batches as they come, each with "
+            "negatives of its own, are of another loss than the whole batch's"
+        )
+    size = memory.micro_batch
+    if size < 0 or (size and (batch % size or size % mesh.size)):
+        fits = [n for n in range(mesh.size, batch + 1, mesh.size) if batch % n == 0]
+        raise UserError(
+            f"memory.micro_batch={size} must divide batch_size={batch}, and be a "
+            f"multiple of the {mesh.size} devices: one of "
+            f"{', '.join(map(str, fits))}, or 0 for the whole batch at once"
+        )
+    if memory.chunk < 0:
+        raise UserError(
+            f"memory.chunk={memory.chunk} must be a number of texts, such as 1024, or 0"
+        )
+    return objectives.Memory(size, memory.chunk, mesh)
+
+
 def _settled(config: Any, workdir: str, classes: int) -> Any:
     """The config with what follows from others of its fields, and from the data."""
     config = config.copy_and_resolve_references()
@@ -297,6 +324,7 @@ def _run(run: loop.Run, lines: Mapping[str, str]) -> None:
     init = functools.partial(unipt.initialise, run.model, jax.random.key(0))
     params = jax.eval_shape(init)
     _check_groups(run.config, params)
+    profile.window(run.config.profile, run.steps)  # a mistake there is told of first
     workdir = rundir.open_workdir(run.config, run.workdir, harmless=HARMLESS)
     if jax.process_index() == 0 and not (workdir / "tokenizer").exists():
         run.tokenizer.save(workdir / "tokenizer")

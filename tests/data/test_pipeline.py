@@ -108,8 +108,11 @@ def numbers(batch):
     ]
 
 
+ROWS = ("image", "tokens")
+
+
 def assert_same(left, right):
-    assert left.keys() == right.keys() == {"image", "tokens"}
+    assert left.keys() == right.keys() == {"image", "tokens", "lengths"}
     for name in left:
         np.testing.assert_array_equal(left[name], right[name], strict=True)
 
@@ -130,8 +133,9 @@ def test_the_pieces_of_all_processes_joined_are_the_global_batch(
         wanted = take(whole, 2, step)
         pieces = [take(part, 2, step, threads=1) for part in parts]
         for want, *own in zip(wanted, *pieces, strict=True):
-            joined = {k: np.concatenate([p[k] for p in own]) for k in want}
-            assert_same(joined, want)
+            joined = {k: np.concatenate([p[k] for p in own]) for k in ROWS}
+            # Every process knows the lengths of all texts.
+            assert_same(joined | {"lengths": own[-1]["lengths"]}, want)
 
 
 def test_rows_that_lie_apart_are_those_rows_of_the_global_batch(make):
@@ -139,7 +143,7 @@ def test_rows_that_lie_apart_are_those_rows_of_the_global_batch(make):
     rows = np.array([1, 2, 5])
     part = make.again(whole._records, None, 6, rows)
     for want, own in zip(take(whole, 5), take(part, 5), strict=True):
-        assert_same(own, {k: v[rows] for k, v in want.items()})
+        assert_same(own, want | {k: want[k][rows] for k in ROWS})
 
 
 @pytest.mark.parametrize("threads", [0, 1, 4])

@@ -95,7 +95,7 @@ class TrainBatches:
     other without a gap: a batch may hold the end of one and the start of the next.
     A batch is {"image": (b, H, W, 3) uint8, "tokens": (b, L) int32} with the b rows of
     this process; L is the smallest of `lengths` that holds the longest text of the
-    *global* batch.
+    *global* batch. "lengths" (G,) are the token counts of all its texts.
 
     With `labelled` it has "label" (b,) int32 too: the identity's class, 0 to
     `classes` - 1. With `identities` = P a global batch of G has P identities, drawn
@@ -268,13 +268,13 @@ class TrainBatches:
         return np.stack([index, np.where(caption < 0, drawn, caption)], axis=1)
 
     def _load(self, plan: np.ndarray) -> dict[str, np.ndarray]:
-        longest = self.table.lengths(plan[:, 1]).max()  # of the global batch
-        length = bucket(longest, self._lengths)
+        lengths = self.table.lengths(plan[:, 1])  # of the global batch
+        length = bucket(lengths.max(), self._lengths)
         mine = plan[self._rows]
         pictures = np.empty((len(mine), *self._size, 3), np.uint8)
         for row, index in zip(pictures, mine[:, 0].tolist(), strict=True):
             self._read(index, row)
-        batch = {"image": pictures}
+        batch = {"image": pictures, "lengths": lengths}
         batch["tokens"] = self.table.padded(mine[:, 1], length, self._pad)
         if len(self._class):
             batch["label"] = self._class[mine[:, 0]].astype(np.int32)
