@@ -123,7 +123,7 @@ shown="$!"
 
 running=$processes first=0 saved=0 deadline=""
 trap '((running == 0)) || signal_all KILL' EXIT
-declare -A codes=()
+codes=()
 while ((running)); do
   for ((i = 0; i < processes; i++)); do
     if [[ -n "${codes[$i]:-}" ]] || kill -0 "${pids[$i]}" 2>/dev/null; then continue; fi

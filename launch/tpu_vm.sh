@@ -25,12 +25,16 @@ usage: launch/tpu_vm.sh ACTION [options] [-- COMMAND...]
   --version V      runtime version (TPU_VERSION, v2-alpha-tpuv5-lite)
   --queued         asks by a queued resource, which waits until there is capacity
   --spot           cheaper, and preempted when others need it
+  --data gs://...  a record set, which install copies to data/ on each host (records
+                   are read from disks); may be given several times
   --worker N       the host whose output `logs` follows (0)
   --dry-run        prints every command that it would run, runs none
 
-  launch/tpu_vm.sh supervise --name persons --zone us-west4-a --queued --spot -- \
+  launch/tpu_vm.sh supervise --name persons --zone us-west4-a --queued --spot \
+    --data gs://BUCKET/luperson -- \
     python -m unipt_jax.main --config=configs/pretrain.py:paper \
-    --workdir=gs://BUCKET/runs/paper --config.data.records=gs://BUCKET/luperson ...
+    --workdir=gs://BUCKET/runs/paper --config.data.records=data/luperson \
+    --config.data.captions=data/luperson/captions
 
 COMMAND runs in the copy of the repository, with its Python first on PATH. For slices of
 several hosts gcloud wants the key in the agent: ssh-add ~/.ssh/google_compute_engine
@@ -48,7 +52,7 @@ say() { echo "tpu_vm.sh: $*" >&2; }
 
 name="${TPU_NAME:-}" zone="${TPU_ZONE:-}" project="${TPU_PROJECT:-}"
 type="${TPU_TYPE:-v5litepod-16}" version="${TPU_VERSION:-v2-alpha-tpuv5-lite}"
-queued="" spot="" worker=0 dry="" action=""
+queued="" spot="" worker=0 dry="" action="" data=()
 pause="${TPU_POLL_SECONDS:-30}" # between two looks at the slice
 
 while (($#)); do
@@ -63,6 +67,12 @@ while (($#)); do
       flag="${1%%=*}"
       printf -v "${flag#--}" %s "${1#*=}"
       ;;
+    --data)
+      (($# > 1)) || die "$1 needs a value"
+      data+=("$2")
+      shift
+      ;;
+    --data=*) data+=("${1#*=}") ;;
     --queued) queued=1 ;;
     --spot) spot=--spot ;;
     --dry-run) dry=1 ;;
@@ -82,6 +92,9 @@ case "$action" in
   *) die "unknown action '$action'; see --help" ;;
 esac
 command=("$@")
+for set in ${data[@]+"${data[@]}"}; do
+  [[ "$set" == gs://*/* ]] || die "--data must be gs://BUCKET/FOLDER, not '$set'"
+done
 
 [[ -n "$name" ]] || die "no name for the slice; give --name"
 if [[ -z "$dry" ]]; then
@@ -226,8 +239,16 @@ command -v uv >/dev/null ||
 [ -x ~/unipt_env/bin/python ] || uv venv --quiet --python ">=3.11,<3.14" ~/unipt_env
 uv pip install --quiet --python ~/unipt_env/bin/python --editable "$HOME/unipt_jax[tpu]"
 echo always | sudo -n tee /sys/kernel/mm/transparent_hugepage/enabled >/dev/null || true
-touch ~/unipt_env/installed
+mkdir -p ~/unipt_data
+ln -sfn ~/unipt_data ~/unipt_jax/data
 REMOTE
+  local set
+  for set in ${data[@]+"${data[@]}"}; do
+    set="${set%/}"
+    printf 'mkdir -p ~/unipt_data/%q && gcloud storage rsync --recursive %q ~/unipt_data/%q\n' \
+      "${set##*/}" "$set" "${set##*/}"
+  done
+  echo 'touch ~/unipt_env/installed'
 }
 
 install() {
@@ -348,7 +369,7 @@ delete() {
 hosts() { # what the hosts say of the run, each answer once; fails where one cannot
   local answer
   answer="$(vm ssh --worker=all "--command=$(state_script)" 2>/dev/null)" || return 1
-  sed -n 's/^.*unipt_run //p' <<<"$answer" | sort -u | paste -sd,
+  sed -n 's/^.*unipt_run //p' <<<"$answer" | sort -u | paste -sd, -
 }
 
 supervise() {

@@ -190,7 +190,8 @@ def test_delete(cloud):
 
 def test_install_brings_what_git_tracks_to_all_hosts(cloud):
     cloud.plan(scp_codes=[255], ssh_codes=[255])  # each connection breaks once
-    code, output = cloud.script("install")
+    sets = ["--data=gs://b/one", "--data", "gs://b/c/two x/"]
+    code, output = cloud.script("install", *sets)
     assert code == 0, output
     assert all("--worker=all" in call for call in cloud.calls())
     assert [c[1] for c in cloud.calls()] == ["scp", "scp", "ssh", "ssh"]
@@ -201,6 +202,11 @@ def test_install_brings_what_git_tracks_to_all_hosts(cloud):
         venv, pip = (home / "uv.calls").read_text().splitlines()
         assert "--python >=3.11,<3.14" in venv
         assert pip.endswith(f"--editable {home}/unipt_jax[tpu]")
+        assert (home / "storage.calls").read_text().splitlines() == [
+            f"storage rsync --recursive gs://b/one {home}/unipt_data/one",
+            f"storage rsync --recursive gs://b/c/two x {home}/unipt_data/two x",
+        ]
+        assert (home / "unipt_jax" / "data" / "two x").is_dir()
 
 
 AWKWARD = [
@@ -328,6 +334,7 @@ def test_supervision_outlives_a_broken_network(cloud, tmp_path):
         (["create", "--name=a", "--project=p"], "no zone"),
         (["create", "--name=a", "--tpu"], "unknown flag --tpu"),
         (["create", "--name"], "--name needs a value"),
+        (["install", "--name=a", *WHERE, "--data=b"], "gs://BUCKET/FOLDER, not 'b'"),
         (["run", "--name=a", *WHERE], "run needs the command"),
         (["stop", "--name=a", *WHERE, "--", "x"], "stop takes no command"),
         (["supervise", "--name=a", *WHERE, "--", "x"], "needs --workdir=gs://"),
