@@ -127,8 +127,8 @@ codes=()
 while ((running)); do
   for ((i = 0; i < processes; i++)); do
     if [[ -n "${codes[$i]:-}" ]] || kill -0 "${pids[$i]}" 2>/dev/null; then continue; fi
-    codes[$i]=0
-    wait "${pids[$i]}" 2>/dev/null || codes[$i]=$?
+    codes[i]=0
+    wait "${pids[$i]}" 2>/dev/null || codes[i]=$?
     running=$((running - 1))
     case "${codes[$i]}" in
       0) ;;

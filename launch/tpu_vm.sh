@@ -315,7 +315,7 @@ stop_script() {
   cat <<'REMOTE'
 alive || exit 0
 kill -TERM -- "-$(cat "$pid")"
-for _ in $(seq 600); do alive || exit 0; sleep 1; done
+for _ in $(seq 3000); do alive || exit 0; sleep 0.2; done
 echo "it still runs after ten minutes; it is killed" >&2
 kill -KILL -- "-$(cat "$pid")"
 REMOTE

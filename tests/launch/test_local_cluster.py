@@ -5,19 +5,35 @@ import pathlib
 import re
 import signal
 import subprocess
+import sys
 import time
 
-import jobs
 import pytest
+from jobs import ROOT
 
-SCRIPT = jobs.ROOT / "launch" / "local_cluster.sh"
+# What `main` does with the flags that each process is given.
+STARTS = """
+import sys, jax
+from unipt_jax import distributed
+given = dict(flag.removeprefix("--").split("=") for flag in sys.argv[1:])
+distributed.start(
+    coordinator=given["coordinator"],
+    processes=int(given["processes"]),
+    process=int(given["process"]),
+)
+print(f"process {jax.process_index()} of {jax.process_count()},", end=" ")
+print(f"{jax.device_count()} devices")
+distributed.run_and_exit(lambda: 3)
+"""
+
+SCRIPT = ROOT / "launch" / "local_cluster.sh"
 
 
 def cluster(*arguments: str, **more) -> subprocess.Popen:
     """The script as a child process."""
     return subprocess.Popen(
         [SCRIPT, *arguments],
-        cwd=jobs.ROOT,
+        cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -106,13 +122,12 @@ def test_a_mistake_is_one_sentence(arguments, sentence):
     assert sentence in errors and errors.count("\n") == 1
 
 
-def test_two_processes_of_four_devices_start_and_refuse_alike(launcher, tmp_path):
-    flags = ["2", "--devices", "4", "--logs", str(tmp_path / "logs")]
-    command = launcher.arguments(tmp_path / "run", "--config.batch_size=12")
-    code, output, errors = end(*flags, "--", *command, env=launcher.environment())
-    assert code == 1, errors
+def test_two_processes_of_four_devices_start_and_may_fail_alike(tmp_path):
+    flags = ["2", "--devices", "4", "--logs", str(tmp_path)]
+    code, output, errors = end(*flags, "--", sys.executable, "-c", STARTS)
+    assert code == 3, errors
     assert "[0] 2 processes, by flags: 8 devices (cpu), 4 of them" in output
     for i in range(2):
-        log = (tmp_path / "logs" / f"{i}.log").read_text()
-        assert "error: batch_size=12 must be a positive multiple of the 8 devi" in log
-        assert "Traceback" not in log and "another task died" not in log
+        log = (tmp_path / f"{i}.log").read_text()
+        assert f"process {i} of 2, 8 devices" in log
+        assert "another task died" not in log

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import shlex
+import shutil
 import stat
 import subprocess
 import sys
@@ -25,10 +26,19 @@ if [[ "$1" == venv ]]; then mkdir -p "${@: -1}/bin"; printf '#!/bin/sh\\n' >"${@
 
 
 class Cloud:
-    """A folder that stands for the cloud."""
+    """A folder that stands for the cloud, and a small clone to install from."""
 
     def __init__(self, folder: pathlib.Path):
         self.folder = folder
+        clone = folder / "clone"
+        for file in ("launch/tpu_vm.sh", "unipt_jax/main.py", "data/big", ".gitignore"):
+            (clone / file).parent.mkdir(parents=True, exist_ok=True)
+            (clone / file).write_text("data/\n")
+        self.bash = clone / "launch" / "tpu_vm.sh"
+        shutil.copy(SCRIPT, self.bash)
+        git = ["git", "-C", str(clone), "-c", "init.defaultBranch=main"]
+        subprocess.run([*git, "init", "--quiet"], check=True)
+        subprocess.run([*git, "add", "."], check=True)
         tools = folder / "tools"
         tools.mkdir()
         gcloud = (
@@ -52,7 +62,7 @@ class Cloud:
     def script(self, *arguments: str, name: str = "persons") -> tuple[int, str]:
         """Exit code and output of tpu_vm.sh."""
         done = subprocess.run(
-            [SCRIPT, arguments[0], "--name", name, *WHERE, *arguments[1:]],
+            [self.bash, arguments[0], "--name", name, *WHERE, *arguments[1:]],
             env=self.environ,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -199,6 +209,7 @@ def test_install_brings_what_git_tracks_to_all_hosts(cloud):
         home = cloud.folder / f"host{i}"
         assert (home / "unipt_jax" / "unipt_jax" / "main.py").exists()
         assert not (home / "unipt_jax" / ".git").exists()
+        assert not (home / "unipt_jax" / "data" / "big").exists()
         venv, pip = (home / "uv.calls").read_text().splitlines()
         assert "--python >=3.11,<3.14" in venv
         assert pip.endswith(f"--editable {home}/unipt_jax[tpu]")
