@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -36,7 +37,11 @@ def test_a_save_in_progress_survives_those_who_read_the_run(run):
     assert systems.check(str(run), "best") == "run"
     assert unipt_jax.load(run).name == f"{run} step 3"
     assert begun.is_dir()
-    Checkpoints(run / "checkpoints").close()  # of the run itself: it was killed
+    checkpoints = Checkpoints(run / "checkpoints")  # of the run itself: it was killed
+    late = time.monotonic() + 20
+    while begun.exists() and time.monotonic() < late:  # removed in the background
+        time.sleep(0.01)
+    checkpoints.close()
     assert not begun.exists()
 
 

@@ -91,6 +91,7 @@ def run(argv: Sequence[str]) -> int:
             process=values.process,
             patience=values.patience,
         )
+        host.keep_compiled()
         JOBS[values.config.job](values.config, os.path.expanduser(values.workdir))
         return 0
     except Stopped as stopped:

@@ -12,11 +12,13 @@ from jax.sharding import Mesh
 
 from unipt_jax import (
     announce,
+    attention,
     evaluate,
     loop,
     objectives,
     optim,
     profile,
+    report,
     rundir,
     sharding,
     start,
@@ -38,6 +40,7 @@ HOLD_OUT = "hold_out"  # config.evaluate.val, where the records have no such spl
 def pretrain(config: Any, workdir: str) -> None:
     """The job: UniPT's pre-training, from wherever the run directory stands."""
     mesh, tokenizer = _begin(config, workdir)
+    config = _with_attention(config, workdir, mesh)
     model = encoders.build_model(config, tokenizer)
     _check_lengths(config, model)
     objective = objectives.pretrain(
@@ -74,6 +77,7 @@ def finetune(config: Any, workdir: str) -> None:
     start.check_given(config.init)
     config = _settled(config, workdir, classes=0)
     mesh, tokenizer = _begin(config, workdir)
+    config = _with_attention(config, workdir, mesh)
     bare = encoders.build_model(config, tokenizer)
     _check_lengths(config, bare)
     start.check_towers(config.init["model"], config.model)
@@ -273,6 +277,39 @@ def _settled(config: Any, workdir: str, classes: int) -> Any:
         if not config.tokenizer and _goes_on(workdir) and before.is_file():
             config.tokenizer = json.loads(before.read_text())["tokenizer"]
         config.tokenizer = config.tokenizer or start.tokenizer_of(config.init)
+    return config
+
+
+def _with_attention(config: Any, workdir: str, mesh: Mesh) -> Any:
+    """The config with the fastest attention where it says "auto".
+
+    A run keeps what its first start has measured: another would round in another way.
+    """
+    config = config.copy_and_resolve_references()
+    before = epath.Path(workdir) / "config.json"
+    kept = json.loads(before.read_text())["model"] if before.is_file() else None
+    model, batch = config.model, config.memory.micro_batch or config.batch_size
+    grid = model.image.height // model.image.patch[0]
+    grid *= model.image.width // model.image.patch[1]
+    tokens = {
+        "image": grid + 1 + model.image.distillation,
+        "text": config.data.lengths[-1],
+    }
+    with config.unlocked():
+        for name, longest in tokens.items():
+            tower = model[name]
+            if tower.attention != attention.AUTO:
+                continue
+            if kept is not None:
+                tower.attention = kept[name]["attention"]
+                continue
+            share = dict(batch=max(1, batch // mesh.size), tokens=longest)
+            tower.attention, seconds = attention.choose(
+                tower, dtype=model.dtype, **share
+            )
+            if seconds and jax.process_index() == 0:
+                shown = {k: f"{1000 * v:.2f} ms" for k, v in seconds.items()}
+                report.choices(f"attention of the {name} tower, measured", shown)
     return config
 
 

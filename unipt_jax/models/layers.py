@@ -271,11 +271,16 @@ class Attention(nn.Module):
                 f"attention '{self.implementation}' has no dropout on its weights; "
                 "set attention_dropout to 0 or attention to 'xla'"
             )
+        b, s = q.shape[:2]
         lengths = None if mask is None else mask.sum(-1).astype(jnp.int32)
+        if s % 2:  # cudnn trains on even lengths alone
+            lengths = jnp.full(b, s, jnp.int32) if lengths is None else lengths
+            q, k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (q, k, v))
         options = dict(is_causal=self.causal, implementation=self.implementation)
-        return jax.nn.dot_product_attention(
+        y = jax.nn.dot_product_attention(
             q, k, v, key_value_seq_lengths=lengths, **options
         )
+        return y[:, :s]
 
 
 class CrossAttention(nn.Module):

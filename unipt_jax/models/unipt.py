@@ -293,7 +293,7 @@ def build(model: Mapping[str, Any], *, vocabulary: int, pad: int, cls: int, sep:
     if model["dtype"] not in DTYPES:
         raise UserError(f"dtype '{model['dtype']}' is not one of {', '.join(DTYPES)}")
     dtype = DTYPES[model["dtype"]]
-    image = dict(model["image"])
+    image, text = _attending(model["image"]), _attending(model["text"])
     image["patch"] = tuple(image["patch"])
     (h, w), (ph, pw) = (image["height"], image["width"]), image["patch"]
     if h % ph or w % pw:
@@ -301,7 +301,6 @@ def build(model: Mapping[str, Any], *, vocabulary: int, pad: int, cls: int, sep:
             f"images of {h}x{w} are not whole patches of {ph}x{pw}; choose a height and "
             "width that the patch divides"
         )
-    text = dict(model["text"])
     kind = text.pop("kind")
     if kind not in TEXT_TOWERS:
         raise UserError(f"text.kind '{kind}' is not one of {', '.join(TEXT_TOWERS)}")
@@ -321,6 +320,19 @@ def build(model: Mapping[str, Any], *, vocabulary: int, pad: int, cls: int, sep:
         sep=sep,
         dtype=dtype,
     )
+
+
+def _attending(tower: Mapping[str, Any]) -> dict[str, Any]:
+    """A tower's fields, with an attention that this machine has.
+
+    "auto" is of training, which measures; "cudnn" may come from another machine's run.
+    """
+    name = tower.get("attention", "xla")
+    if name not in ("auto", "xla", "cudnn"):
+        raise UserError(f"attention '{name}' is not one of auto, xla, cudnn")
+    if name == "auto" or jax.default_backend() != "gpu":
+        name = "xla"
+    return dict(tower) | {"attention": name}
 
 
 def _check_parts(parts: Mapping, cross: Mapping, model: Mapping[str, Any]) -> None:
