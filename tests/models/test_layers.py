@@ -333,3 +333,73 @@ def test_cross_attention_equals_numpy_and_never_sees_a_masked_token(head_width):
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)
     tokens[1, 2:] = 1e3  # what is masked
     np.testing.assert_array_equal(run(tokens), found)
+
+
+# --- products of matrices -------------------------------------------------------------
+
+
+def product_of(x, kernel, out=None):
+    """A product and its gradients for a random cotangent; the kernel's is turned."""
+    g = np.random.default_rng(2).standard_normal((*x.shape[:-1], kernel.shape[0]))
+
+    def loss(x, embedding):  # as a tied head has it
+        y = layers.product(x, embedding.T, out)
+        return jnp.sum(y.astype(jnp.float32) * g.astype(np.float32)), y
+
+    run = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
+    (_, y), grads = run(x, kernel)
+    return y, grads, g
+
+
+@pytest.mark.parametrize("rows", [(1,), (6, 7), (2, 3, 5)])
+def test_product_and_its_gradients_equal_numpy(rows):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((*rows, 9)).astype(np.float32)
+    kernel = rng.standard_normal((11, 9)).astype(np.float32)
+    y, (dx, dk), g = product_of(x, kernel)
+    np.testing.assert_allclose(y, x @ kernel.T, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(dx, g @ kernel, rtol=1e-5, atol=1e-5)
+    expected = g.reshape(-1, 11).T @ x.reshape(-1, 9)
+    np.testing.assert_allclose(dk, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [(1,), (48,), (8, 6), (2, 193)])
+@pytest.mark.parametrize("out", [None, jnp.float32])
+def test_a_16_bit_product_sums_in_32_bits_and_so_is_the_kernels_gradient(rows, out):
+    rng = np.random.default_rng(0)
+    # Whole numbers below 256 are exact in 16 bits; their sums are beyond its 8 digits.
+    x = rng.integers(-9, 10, (*rows, 24))
+    kernel = rng.integers(-9, 10, (300, 24)).astype(np.float32)
+    y, (dx, dk), g = product_of(jnp.asarray(x, jnp.bfloat16), kernel, out)
+    assert y.dtype == (out or jnp.bfloat16) and dx.dtype == jnp.bfloat16
+    assert dk.dtype == jnp.float32
+    exact = (x @ kernel.T).astype(jnp.bfloat16 if out is None else np.float32)
+    np.testing.assert_array_equal(y, exact)
+    g = np.asarray(g.astype(jnp.bfloat16), np.float64)
+    expected = g.reshape(-1, 300).T @ x.reshape(-1, 24)
+    # One rounding to bfloat16 would be of 2^-9, 2e-3.
+    np.testing.assert_allclose(dk, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(dx.astype(np.float32), g @ kernel, rtol=2**-8, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_dense_layer_has_float32_parameters_and_gradients(dtype):
+    x = np.random.default_rng(0).standard_normal((3, 5, 8)).astype(np.float32)
+    module = layers.Dense(6, dtype=dtype)
+    params = random_params(module, x)
+
+    def loss(params):
+        y = module.apply({"params": params}, x)
+        return jnp.sum(y.astype(jnp.float32) ** 2), y
+
+    (_, y), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    assert y.dtype == dtype
+    assert {leaf.dtype for leaf in jax.tree.leaves((params, grads))} == {
+        np.dtype(np.float32)
+    }
+    wide = x @ params["kernel"] + params["bias"]
+    tolerance = 1e-5 if dtype == jnp.float32 else 0.05
+    np.testing.assert_allclose(np.asarray(y, np.float32), wide, atol=tolerance)
+    np.testing.assert_allclose(
+        grads["bias"], 2 * wide.sum((0, 1)), rtol=tolerance, atol=5 * tolerance
+    )
