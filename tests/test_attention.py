@@ -1,14 +1,15 @@
 """Claims on fused attention, traced for a GPU that is not there, and on the choice."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import random_params
+from helpers import MASK, build, images, random_params, texts
 
-from unipt_jax import attention, train
+from unipt_jax import attention, objectives, train
 from unipt_jax.errors import UserError
 from unipt_jax.models import layers
 
@@ -70,6 +71,31 @@ def test_cudnn_takes_the_towers_lengths_forwards_and_backwards(tokens, monkeypat
         assert "dot_product_attention" in str(traced.jaxpr)
 
 
+def test_the_step_of_a_gpu_is_of_fused_attention_and_16_bit_products(monkeypatch):
+    kernels = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
+    monkeypatch.setattr(kernels, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(kernels, "check_compute_capability", lambda _: True)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    fused = dict(attention="cudnn", features=128)
+    model, params = build(image=fused, text=fused, dtype="bfloat16")
+    loss = objectives.pretrain(
+        model,
+        weights=objectives.PretrainWeights(),
+        pixels=objectives.Pixels(0.5, 0.5, flips=True),
+        masked=objectives.Masking(MASK),
+    )
+    batch = {"image": images(8), "tokens": texts([3] * 8, 16)}
+    grad = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    traced = grad.trace(params, batch, jax.random.key(0))
+    program = traced.lower(lowering_platforms=("cuda",)).as_text()
+    calls = set(re.findall(r"custom_call @([\w$]+)", program))
+    assert calls >= {"__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"}
+    products = re.findall(r"stablehlo.dot_general[^\n]*: \((.*)\) ->", program)
+    wide = [p for p in products if "f32>" in p.replace("bf16>", "")]
+    assert len(products) > 40
+    assert len(wide) == 3, wide  # the 8 x 8 cosines and their gradients
+
+
 @pytest.mark.parametrize(
     ("tower", "dtype", "expected"),
     [
@@ -123,7 +149,5 @@ def test_a_run_keeps_the_attention_that_its_first_start_measured(tmp_path, monke
 
 
 def test_an_unknown_attention_is_named():
-    from helpers import build
-
     with pytest.raises(UserError, match="attention 'flash' is not one of auto, xla"):
         build(image=dict(attention="flash"))

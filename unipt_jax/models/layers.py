@@ -133,33 +133,24 @@ product.defvjp(_product_forward, _product_backward)
 
 def _multiply(a: jax.Array, b: jax.Array, dims: Any, out: Any) -> jax.Array:
     """dot_general with the result in `out`."""
-
-    def plain(a, b, given=out):
-        return jax.lax.dot_general(a, b, dims, preferred_element_type=given)
-
-    def wide(a, b):
-        # XLA on CPUs takes 16-bit floats at twice the speed where it may give float32.
-        return _flat(plain(a, b, jnp.float32)).astype(out)
-
-    if a.dtype == jnp.float32:
-        return plain(a, b)
-    return jax.lax.platform_dependent(a, b, cpu=wide, default=plain)
+    if _plain(a):
+        return jax.lax.dot_general(a, b, dims, preferred_element_type=out)
+    # XLA on CPUs takes 16-bit floats at twice the speed where it may give float32.
+    wide = jax.lax.dot_general(a, b, dims, preferred_element_type=jnp.float32)
+    return _flat(wide).astype(out)
 
 
 def _outer(x: jax.Array, g: jax.Array) -> jax.Array:
     """(R, D), (R, F) -> (D, F), the sum over rows, in float32."""
-
-    def plain(x, g):
+    if _plain(x):
         dims = (((0,), (0,)), ((), ()))
         return jax.lax.dot_general(x, g, dims, preferred_element_type=jnp.float32)
+    # Its product of 16-bit floats is twice as fast on rows that lie in a piece.
+    return _flat(jnp.matmul(_flat(x.T), g, preferred_element_type=jnp.float32))
 
-    def turned(x, g):
-        # Its product of 16-bit floats is twice as fast on rows that lie in a piece.
-        return _flat(jnp.matmul(_flat(x.T), g, preferred_element_type=jnp.float32))
 
-    if x.dtype == jnp.float32:
-        return plain(x, g)
-    return jax.lax.platform_dependent(x, g, cpu=turned, default=plain)
+def _plain(x: jax.Array) -> bool:
+    return x.dtype == jnp.float32 or jax.default_backend() != "cpu"
 
 
 def _flat(x: jax.Array) -> jax.Array:
