@@ -14,7 +14,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from statistics import median
 
@@ -195,12 +194,7 @@ def memory() -> float:
 def timed(run: Callable[[], object], repeats: int) -> float:
     """Median seconds of a warm run."""
     run()
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - start)
-    return round(median(seconds), 3)
+    return round(median(report.alternate({"run": run}, repeats)["run"]), 3)
 
 
 if __name__ == "__main__":

@@ -135,7 +135,7 @@ def pretrain(
     def loss(params: Any, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
         augment_key, mask_key, dropout_key = jax.random.split(key, 3)
         apply = _applied(model, params, dropout_key)
-        drawn = _drawn(model, batch, pixels.augment(augment_key, batch["image"]))
+        drawn = _drawn(batch, pixels.augment(augment_key, batch["image"]))
         if with_mlm:
             drawn |= _hide(model, masked, mask_key, batch["tokens"])
 
@@ -190,26 +190,17 @@ def finetune(
         augment_key, mask_key, dropout_key, rank_key = jax.random.split(key, 4)
         label = batch["label"]
         apply = _applied(model, params, dropout_key)
-        drawn = _drawn(model, batch, pixels.augment(augment_key, batch["image"]))
+        drawn = _drawn(batch, pixels.augment(augment_key, batch["image"]))
         if with_mlm:
             drawn |= _hide(model, masked, mask_key, batch["tokens"])
 
-        def encode(part: dict) -> dict:
-            seen = pixels.normalise(part["image"])
-            seen, tokens = apply("image_features", seen, part["row"]), part["tokens"]
-            clean, hidden = _read(apply, part)
-            out = {
-                "image": apply("summarise_image", seen).astype(jnp.float32),
-                "text": apply("summarise_text", clean, tokens).astype(jnp.float32),
-            }
-            if weights.pgu:
-                out["image_parts"] = apply("image_parts", seen)
-                out["text_parts"] = apply("text_parts", clean, tokens)
-            if with_mlm:
-                picture = seen if model.interaction is not None else None
-                out["mlm"] = _guess(apply, part, hidden, picture)
-            return out
-
+        encode = functools.partial(
+            _summaries,
+            apply,
+            pixels,
+            parts=bool(weights.pgu),
+            crossed=model.interaction is not None,
+        )
         out = memory.by_parts(encode, drawn)
         image, text, scale = out["image"], out["text"], apply("scale")
         metrics, accuracy = {}, {}
@@ -247,7 +238,26 @@ def _applied(model: DualEncoder, params: Any, dropout_key: jax.Array) -> Callabl
     return apply
 
 
-def _drawn(model: DualEncoder, batch: dict, images: jax.Array) -> dict:
+def _summaries(
+    apply: Callable, pixels: Pixels, part: dict, *, parts: bool, crossed: bool
+) -> dict:
+    """What the supervised losses compare, by row: summaries, parts, hidden words."""
+    seen = pixels.normalise(part["image"])
+    seen, tokens = apply("image_features", seen, part["row"]), part["tokens"]
+    clean, hidden = _read(apply, part)
+    out = {
+        "image": apply("summarise_image", seen).astype(jnp.float32),
+        "text": apply("summarise_text", clean, tokens).astype(jnp.float32),
+    }
+    if parts:
+        out["image_parts"] = apply("image_parts", seen)
+        out["text_parts"] = apply("text_parts", clean, tokens)
+    if hidden is not None:
+        out["mlm"] = _guess(apply, part, hidden, seen if crossed else None)
+    return out
+
+
+def _drawn(batch: dict, images: jax.Array) -> dict:
     """What the towers read, by row of the global batch."""
     tokens = batch["tokens"]
     return {"image": images, "tokens": tokens, "row": jnp.arange(len(tokens))}
