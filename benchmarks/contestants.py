@@ -13,7 +13,7 @@ from jax.sharding import AxisType
 
 from benchmarks import report
 from configs import pretrain
-from unipt_jax import flops, loop, objectives, sharding
+from unipt_jax import attention, flops, loop, objectives, sharding
 from unipt_jax.data import pipeline
 from unipt_jax.errors import UserError
 from unipt_jax.models import unipt
@@ -43,6 +43,10 @@ def paper(tower: str, batch: int, dtype: str):
     config = pretrain.get_config(f"{tower},paper").unlock()
     config.batch_size = batch
     config.model.dtype = dtype
+    longest = config.data.lengths[-1]
+    chosen = attention.of_towers(config.model, batch=batch, longest=longest)
+    for name, (implementation, _) in chosen.items():  # as a run's first start does
+        config.model[name].attention = implementation
     return config.lock()
 
 

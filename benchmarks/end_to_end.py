@@ -231,7 +231,8 @@ def our_runs(
         previous = metrics
 
     def read() -> Iterator[dict]:
-        return loop.placed(batches, 0, config, ours.mesh)
+        stream = loop.placed(batches, 0, config, ours.mesh)
+        return (batch for batch, _ in stream)
 
     kept = list(itertools.islice(read(), WARM + args.steps))
     return {

@@ -17,6 +17,23 @@ AUTO = "auto"
 CANDIDATES = {"gpu": ("xla", "cudnn")}
 
 
+def of_towers(
+    model: Mapping[str, Any], *, batch: int, longest: int
+) -> dict[str, tuple[str, dict[str, float]]]:
+    """What `choose` says for each tower of a config's `model` section that has "auto".
+
+    batch: samples on one device. longest: tokens of the longest text.
+    """
+    image = model["image"]
+    grid = image["height"] // image["patch"][0] * (image["width"] // image["patch"][1])
+    tokens = {"image": grid + 1 + image["distillation"], "text": longest}
+    return {
+        name: choose(model[name], batch=batch, tokens=n, dtype=model["dtype"])
+        for name, n in tokens.items()
+        if model[name]["attention"] == AUTO
+    }
+
+
 def candidates(tower: Mapping[str, Any], dtype: str) -> tuple[str, ...]:
     """The implementations that a tower can have on this platform.
 

@@ -288,25 +288,17 @@ def _with_attention(config: Any, workdir: str, mesh: Mesh) -> Any:
     config = config.copy_and_resolve_references()
     before = epath.Path(workdir) / "config.json"
     kept = json.loads(before.read_text())["model"] if before.is_file() else None
-    model, batch = config.model, config.memory.micro_batch or config.batch_size
-    grid = model.image.height // model.image.patch[0]
-    grid *= model.image.width // model.image.patch[1]
-    tokens = {
-        "image": grid + 1 + model.image.distillation,
-        "text": config.data.lengths[-1],
-    }
+    if kept is not None:
+        with config.unlocked():
+            for name in ("image", "text"):
+                if config.model[name].attention == attention.AUTO:
+                    config.model[name].attention = kept[name]["attention"]
+        return config
+    share = (config.memory.micro_batch or config.batch_size) // mesh.size
+    longest = config.data.lengths[-1]
+    chosen = attention.of_towers(config.model, batch=max(1, share), longest=longest)
     with config.unlocked():
-        for name, longest in tokens.items():
-            tower = model[name]
-            if tower.attention != attention.AUTO:
-                continue
-            if kept is not None:
-                tower.attention = kept[name]["attention"]
-                continue
-            share = dict(batch=max(1, batch // mesh.size), tokens=longest)
-            tower.attention, seconds = attention.choose(
-                tower, dtype=model.dtype, **share
-            )
+        for name, (config.model[name].attention, seconds) in chosen.items():
             if seconds and jax.process_index() == 0:
                 shown = {k: f"{1000 * v:.2f} ms" for k, v in seconds.items()}
                 report.choices(f"attention of the {name} tower, measured", shown)
