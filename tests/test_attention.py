@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import MASK, build, images, random_params, texts
+from helpers import MASK, build, config, images, random_params, texts
 
 from unipt_jax import attention, objectives, train
 from unipt_jax.errors import UserError
-from unipt_jax.models import layers
+from unipt_jax.models import layers, unipt
 
 TOWER = dict(heads=2, features=16, attention_dropout=0.0)
 
@@ -146,6 +146,36 @@ def test_a_run_keeps_the_attention_that_its_first_start_measured(tmp_path, monke
     rundir.open_workdir(first, tmp_path, harmless=train.HARMLESS)
     again = train._with_attention(config, str(tmp_path), mesh)
     assert len(seen) == 1 and again.model.image.attention == "cudnn"
+
+
+@pytest.mark.parametrize(("dtype", "has"), [("bfloat16", "cudnn"), ("float32", "xla")])
+def test_what_was_trained_with_cudnn_is_read_in_float32_without(
+    dtype, has, monkeypatch
+):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    fields = config(image=dict(attention="cudnn"), dtype=dtype)
+    model = unipt.build(fields, vocabulary=8, pad=0, cls=1, sep=2)
+    assert model.image.attention == has
+
+
+@pytest.mark.parametrize("wrong", [dict(dtype="float32"), dict(dropout=0.1)])
+def test_training_with_a_cudnn_that_cannot_be_is_refused(wrong, tmp_path):
+    from configs import pretrain
+    from unipt_jax import sharding
+
+    given = pretrain.get_config("paper").unlock()
+    given.model.image.attention = "cudnn"
+    given.model.dtype = wrong.get("dtype", "bfloat16")
+    given.model.image.attention_dropout = wrong.get("dropout", 0.0)
+    mesh = sharding.make_mesh(data=0, fsdp=1)
+    with pytest.raises(UserError, match="cudnn takes bfloat16, and drops no attention"):
+        train._with_attention(given, str(tmp_path), mesh)
+
+
+def test_the_folder_of_another_job_keeps_no_attention(tmp_path):
+    (tmp_path / "config.json").write_text('{"job": "caption", "model": "a/clip"}')
+    kept = train._kept_attention(str(tmp_path))
+    assert kept == {"image": "auto", "text": "auto"}
 
 
 def test_an_unknown_attention_is_named():

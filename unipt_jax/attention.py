@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from unipt_jax.errors import UserError
 from unipt_jax.models import layers
 
 AUTO = "auto"
@@ -23,7 +24,10 @@ def of_towers(
     """What `choose` says for each tower of a config's `model` section that has "auto".
 
     batch: samples on one device. longest: tokens of the longest text.
+    Raises UserError for a tower that has "cudnn" and cannot train with it.
     """
+    for name in ("image", "text"):
+        _check(name, model[name], model["dtype"])
     image = model["image"]
     grid = image["height"] // image["patch"][0] * (image["width"] // image["patch"][1])
     tokens = {"image": grid + 1 + image["distillation"], "text": longest}
@@ -32,6 +36,16 @@ def of_towers(
         for name, n in tokens.items()
         if model[name]["attention"] == AUTO
     }
+
+
+def _check(name: str, tower: Mapping[str, Any], dtype: str) -> None:
+    dropped = tower["attention_dropout"]
+    if tower["attention"] == "cudnn" and (dtype == "float32" or dropped):
+        raise UserError(
+            f"model.{name}.attention=cudnn with model.dtype={dtype} and "
+            f"attention_dropout={dropped}: cudnn takes bfloat16, and drops no attention "
+            f"weights; set model.{name}.attention=xla, or the other two after it"
+        )
 
 
 def candidates(tower: Mapping[str, Any], dtype: str) -> tuple[str, ...]:

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from unipt_jax import (
@@ -286,14 +288,11 @@ def _with_attention(config: Any, workdir: str, mesh: Mesh) -> Any:
     A run keeps what its first start has measured: another would round in another way.
     """
     config = config.copy_and_resolve_references()
-    before = epath.Path(workdir) / "config.json"
-    kept = json.loads(before.read_text())["model"] if before.is_file() else None
-    if kept is not None:
-        with config.unlocked():
-            for name in ("image", "text"):
-                if config.model[name].attention == attention.AUTO:
-                    config.model[name].attention = kept[name]["attention"]
-        return config
+    kept = _kept_attention(workdir)
+    with config.unlocked():
+        for name, tower in kept.items():
+            if config.model[name].attention == attention.AUTO:
+                config.model[name].attention = tower
     share = (config.memory.micro_batch or config.batch_size) // mesh.size
     longest = config.data.lengths[-1]
     chosen = attention.of_towers(config.model, batch=max(1, share), longest=longest)
@@ -303,6 +302,27 @@ def _with_attention(config: Any, workdir: str, mesh: Mesh) -> Any:
                 shown = {k: f"{1000 * v:.2f} ms" for k, v in seconds.items()}
                 report.choices(f"attention of the {name} tower, measured", shown)
     return config
+
+
+def _kept_attention(workdir: str) -> dict[str, str]:
+    """What the run in a folder has for each tower; "auto" where there is none.
+
+    As process 0 sees the folder: all processes measure, or none does.
+    """
+    file, model = epath.Path(workdir) / "config.json", None
+    if jax.process_index() == 0 and file.is_file():
+        model = json.loads(file.read_text()).get("model")
+    towers = ("image", "text")
+    found = [attention.AUTO, attention.AUTO]
+    if isinstance(
+        model, dict
+    ):  # not so in another job's folder, which is refused later
+        found = [model[name].get("attention", attention.AUTO) for name in towers]
+    if jax.process_count() > 1:
+        numbers = np.array([unipt.ATTENTION.index(name) for name in found])
+        numbers = multihost_utils.broadcast_one_to_all(numbers)
+        found = [unipt.ATTENTION[number] for number in numbers.tolist()]
+    return dict(zip(towers, found, strict=True))
 
 
 def _goes_on(workdir: str) -> bool:

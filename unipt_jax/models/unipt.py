@@ -19,6 +19,7 @@ from unipt_jax.models.interaction import Interaction
 from unipt_jax.models.pgu import PartClassifiers, Pgu
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+ATTENTION = ("auto", "xla", "cudnn")
 TEXT_TOWERS = {"bert": bert.Bert, "clip": clip.ClipText}
 NO_PGU = {"parts": 0}
 NO_INTERACTION = {"layers": 0}
@@ -293,7 +294,7 @@ def build(model: Mapping[str, Any], *, vocabulary: int, pad: int, cls: int, sep:
     if model["dtype"] not in DTYPES:
         raise UserError(f"dtype '{model['dtype']}' is not one of {', '.join(DTYPES)}")
     dtype = DTYPES[model["dtype"]]
-    image, text = _attending(model["image"]), _attending(model["text"])
+    image, text = (_attending(model[name], dtype) for name in ("image", "text"))
     image["patch"] = tuple(image["patch"])
     (h, w), (ph, pw) = (image["height"], image["width"]), image["patch"]
     if h % ph or w % pw:
@@ -322,15 +323,16 @@ def build(model: Mapping[str, Any], *, vocabulary: int, pad: int, cls: int, sep:
     )
 
 
-def _attending(tower: Mapping[str, Any]) -> dict[str, Any]:
+def _attending(tower: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
     """A tower's fields, with an attention that this machine has.
 
-    "auto" is of training, which measures; "cudnn" may come from another machine's run.
+    "auto" is of training, which measures; "cudnn" may come from another machine's run,
+    or from one in 16-bit floats, which cudnn takes alone.
     """
     name = tower.get("attention", "xla")
-    if name not in ("auto", "xla", "cudnn"):
-        raise UserError(f"attention '{name}' is not one of auto, xla, cudnn")
-    if name == "auto" or jax.default_backend() != "gpu":
+    if name not in ATTENTION:
+        raise UserError(f"attention '{name}' is not one of {', '.join(ATTENTION)}")
+    if name == "auto" or jax.default_backend() != "gpu" or dtype == jnp.float32:
         name = "xla"
     return dict(tower) | {"attention": name}
 
