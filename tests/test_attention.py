@@ -178,6 +178,8 @@ def test_the_folder_of_another_job_keeps_no_attention(tmp_path):
     assert kept == {"image": "auto", "text": "auto"}
 
 
-def test_an_unknown_attention_is_named():
-    with pytest.raises(UserError, match="attention 'flash' is not one of auto, xla"):
-        build(image=dict(attention="flash"))
+@pytest.mark.parametrize("field", ["attention", "remat"])
+def test_an_unknown_choice_is_named_with_those_there_are(field):
+    known = {"attention": "auto, xla, cudnn", "remat": "none, block, dots"}[field]
+    with pytest.raises(UserError, match=f"{field} 'flash' is not one of {known}"):
+        build(image={field: "flash"})

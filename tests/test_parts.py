@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from helpers import MASK, arrays, build, images, mesh_of, quick_jit, texts
 
-from unipt_jax import objectives, parts, sharding
+from configs import pretrain
+from unipt_jax import objectives, parts, rundir, sharding, train
 
 COUNTS = [10, 1, 5, 9, 14, 3, 7, 8, 2, 11, 6, 4, 13, 12, 9, 1]
 BATCH = {
@@ -116,3 +117,11 @@ def test_only_one_parts_activations_are_held():
 def test_parts_that_do_not_divide_the_batch_are_refused(size, devices):
     with pytest.raises(ValueError, match=f"parts of {size} must divide a batch of 16"):
         parts.by_parts(lambda x: x, jnp.ones(16), size=size, devices=devices)
+
+
+def test_a_run_may_go_on_with_other_fields_of_memory(tmp_path):
+    config = pretrain.get_config("paper").unlock()
+    rundir.open_workdir(config, tmp_path, harmless=train.HARMLESS)
+    config.model.image.remat, config.model.text.remat = "block", "dots"
+    config.memory.micro_batch, config.memory.chunk, config.mesh.fsdp = 64, 32, 8
+    rundir.open_workdir(config, tmp_path, harmless=train.HARMLESS)

@@ -36,6 +36,7 @@ from unipt_jax.models import unipt
 # A run may go on with these changed: they do not change what is computed.
 HARMLESS = ("every", "evaluate.batch_size", "keep", "mesh", "data.threads")
 HARMLESS += ("data.buffer", "evaluate.test", "memory", "profile", "peak_tflops")
+HARMLESS += ("model.image.remat", "model.text.remat")
 HOLD_OUT = "hold_out"  # config.evaluate.val, where the records have no such split
 
 

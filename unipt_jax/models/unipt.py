@@ -332,6 +332,9 @@ def _attending(tower: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
     name = tower.get("attention", "xla")
     if name not in ATTENTION:
         raise UserError(f"attention '{name}' is not one of {', '.join(ATTENTION)}")
+    remat = tower.get("remat", "none")
+    if remat not in layers.REMAT:
+        raise UserError(f"remat '{remat}' is not one of {', '.join(layers.REMAT)}")
     if name == "auto" or jax.default_backend() != "gpu" or dtype == jnp.float32:
         name = "xla"
     return dict(tower) | {"attention": name}
