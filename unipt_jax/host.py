@@ -10,8 +10,6 @@ import jax
 # Parameters of glibc's mallopt (malloc.h).
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 _ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/accel*", "/dev/vfio/[0-9]*")
-
-
 _CACHE_BYTES = 4 * 2**30
 
 
@@ -19,19 +17,25 @@ def keep_compiled() -> None:
     """Keeps compiled programs on disk: the next start of the same run compiles nothing.
 
     In JAX_COMPILATION_CACHE_DIR where that is set, else in unipt_jax/compiled of the
-    user's cache; the oldest go when there are 4 GiB. Call it when all processes have
-    met. Several processes on CPUs do without: one that finds a program which another
-    compiles does its collectives in another order, and both wait for ever.
+    user's cache, if that can be written; the oldest go when there are 4 GiB. Call it
+    when all processes have met. Several processes on CPUs do without: one that finds a
+    program which another compiles does its collectives in another order, and both wait
+    for ever.
     """
     if jax.process_count() > 1 and jax.default_backend() == "cpu":
         jax.config.update("jax_enable_compilation_cache", False)
         return
-    if not jax.config.jax_compilation_cache_dir:
+    if jax.config.jax_compilation_cache_dir:
+        return
+    try:
         home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
         folder = pathlib.Path(home) / "unipt_jax" / "compiled"
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_compilation_cache_max_size", _CACHE_BYTES)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # a home that is read-only, or none
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_max_size", _CACHE_BYTES)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def keep_memory() -> None:
