@@ -174,6 +174,7 @@ def test_first_host_of_a_node_list(nodes, first):
         ({"processes": 1, "process": 1}, "must be below --processes=1"),
         ({"coordinator": "a", "processes": 2, "process": 0}, "must be HOST:PORT"),
         ({"mode": "off", "processes": 2}, "leave out one"),
+        ({"mode": "on", "processes": 1}, "leave out one"),
         ({"process": 1, "environ": STEP | {"JAX_PLATFORMS": "cpu"}}, "without"),
     ],
 )

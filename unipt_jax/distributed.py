@@ -147,9 +147,10 @@ def find(
         raise UserError(
             f"--coordinator={coordinator} must be HOST:PORT, the address of process 0"
         )
-    if mode == "off" and (processes or 1) > 1:
+    contradicts = processes == 1 if mode == "on" else (processes or 1) > 1
+    if mode != "auto" and contradicts:
         raise UserError(
-            f"--distributed=off with --processes={processes}; leave out one of the two"
+            f"--distributed={mode} with --processes={processes}; leave out one of the two"
         )
     slurm = None if mode == "off" else from_slurm(environ, coordinator)
     complete = len(flags) in (0, 3) or processes == 1
