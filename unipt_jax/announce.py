@@ -119,8 +119,10 @@ def _memory(config: Any) -> str:
     towers = f"{size} images and texts at a time" if size else "the whole batch at once"
     remat = {config.model.image.remat, config.model.text.remat} - {"none"}
     again = f", remat {' and '.join(sorted(remat))}" if remat else ""
-    tiles = 0 < chunk < config.batch_size and config.job == "pretrain"
-    return towers + again + (f", losses in tiles of {chunk} texts" if tiles else "")
+    tiled = [n for n in ("contrastive", "sigmoid") if config.loss.get(n)]
+    if not tiled or not 0 < chunk < config.batch_size:
+        return towers + again
+    return f"{towers}{again}, {' and '.join(tiled)} loss in tiles of {chunk} texts"
 
 
 def _learning_rate(config: Any) -> str:
