@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers import PAD, VOCABULARY, apply, arrays, quick_jit, random_params, texts
 
-from unipt_jax.models import bert, layers
+from unipt_jax.models import bert, draws, layers
 
 TOWER = dict(
     vocabulary=VOCABULARY, positions=20, features=16, layers=2, heads=4, hidden=24
@@ -153,11 +153,12 @@ def test_padding_changes_no_feature_of_a_word():
 def test_dropout_acts_where_bert_has_it(monkeypatch):
     seen = []
 
-    def record(key, x, rate, rows):
-        seen.append((x.shape, rate))
-        return x
+    def record(key, shape, rate, rows):
+        seen.append((shape, rate))
+        return jnp.ones(shape, bool)
 
-    monkeypatch.setattr(layers, "dropout", record)
+    monkeypatch.setattr(draws, "kept", record)
+    monkeypatch.setattr(layers, "kept", record)
     rngs = {"dropout": jax.random.key(0)}
     for rows in (np.arange(len(TOKENS)), None):
         tower(attention_dropout=0.2, layers=1).apply(

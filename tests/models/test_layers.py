@@ -11,10 +11,10 @@ from helpers import build, five_sigma, mesh_of, random_params
 
 from unipt_jax import sharding
 from unipt_jax.errors import UserError
-from unipt_jax.models import layers, vit
+from unipt_jax.models import draws, layers, vit
 
 dropout = jax.jit(
-    lambda key, x, rate: layers.dropout(key, x, rate, jnp.arange(len(x))),
+    lambda key, x, rate: draws.dropout(key, x, rate, jnp.arange(len(x))),
     static_argnums=2,
 )
 
@@ -35,16 +35,16 @@ dropout = jax.jit(
 )
 def test_threefry_gives_the_published_words(rounds, key, counter, words):
     key, counter = jnp.array(key, jnp.uint32), jnp.array(counter, jnp.uint32)
-    found = layers.threefry(tuple(key), *counter, rounds)
+    found = draws.threefry(tuple(key), *counter, rounds)
     assert tuple(int(word) for word in found) == words
 
 
 @pytest.mark.parametrize("count", [1, 6, 33])
 def test_rows_draw_in_a_part_what_they_draw_in_the_whole(count):
     key, rows = jax.random.key(3), np.arange(64)
-    whole = np.asarray(layers.draw(key, rows, count))
+    whole = np.asarray(draws.draw(key, rows, count))
     part = np.array([40, 3, 17])
-    np.testing.assert_array_equal(layers.draw(key, part, count), whole[part])
+    np.testing.assert_array_equal(draws.draw(key, part, count), whole[part])
     assert whole.dtype == np.uint16
     assert len(np.unique(whole, axis=0)) > 60
 
@@ -139,11 +139,11 @@ def test_a_rate_below_the_smallest_that_16_bits_draw_drops_nothing():
 def test_dropout_does_nothing_unless_training_at_a_rate():
     x = np.ones((8, 8), np.float32)
     rngs = {"dropout": jax.random.key(0)}
-    still = layers.Dropout(0.5).apply({}, x, None)  # needs no key
+    still = draws.Dropout(0.5).apply({}, x, None)  # needs no key
     np.testing.assert_array_equal(still, x)
-    np.testing.assert_array_equal(layers.Dropout(0.0).apply({}, x, np.arange(8)), x)
+    np.testing.assert_array_equal(draws.Dropout(0.0).apply({}, x, np.arange(8)), x)
     assert (
-        np.asarray(layers.Dropout(0.5).apply({}, x, np.arange(8), rngs=rngs)) == 0
+        np.asarray(draws.Dropout(0.5).apply({}, x, np.arange(8), rngs=rngs)) == 0
     ).any()
 
 
@@ -151,8 +151,8 @@ def test_two_layers_of_one_model_draw_different_masks():
     class Pair(nn.Module):
         @nn.compact
         def __call__(self, x):
-            first = layers.Dropout(0.5, name="a")(x, np.arange(64))
-            return first, layers.Dropout(0.5, name="b")(x, np.arange(64))
+            first = draws.Dropout(0.5, name="a")(x, np.arange(64))
+            return first, draws.Dropout(0.5, name="b")(x, np.arange(64))
 
     x, rngs = np.ones((64, 64), np.float32), {"dropout": jax.random.key(0)}
     a, b = (np.asarray(y) > 0 for y in Pair().apply({}, x, rngs=rngs))
@@ -206,6 +206,55 @@ def test_attention_drops_weights_after_the_softmax():
     np.testing.assert_array_equal(still, 1)
 
 
+def plain_attention(q, k, v, allowed, stays, rate):
+    """The same, as it is written down; its gradients by JAX."""
+    logits = jnp.einsum("bask,batk->bast", q, k) / np.sqrt(q.shape[-1])
+    if allowed is not None:
+        logits = jnp.where(allowed, logits, -1e30)
+    weights = jax.nn.softmax(logits, axis=-1)
+    if stays is not None:
+        weights = jnp.where(stays, weights / (1 - rate), 0)
+    return jnp.einsum("bast,batk->bask", weights, v)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("rate", [0.0, 0.25])
+def test_attention_has_the_gradients_of_its_definition(dtype, causal, rate):
+    rng = np.random.default_rng(0)
+    q, k, v, g = (rng.standard_normal((2, 3, 9, 4)).astype(np.float32) for _ in "qkvg")
+    q, k, v = (jnp.asarray(x, dtype) for x in (2 * q, 2 * k, v))
+    allowed = (np.arange(9) < np.array([[9], [4]]))[:, None, None, :]
+    allowed = allowed & np.tri(9, dtype=bool) if causal else allowed
+    stays = rng.random((2, 3, 9, 9)) > rate if rate else None
+
+    def run(attend, *args):
+        def loss(*args):
+            return jnp.sum(attend(*args, allowed, stays, rate) * g)
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(*args)
+
+    value, grads = run(layers.attend, q, k, v)
+    wide = [x.astype(jnp.float32) for x in (q, k, v)]
+    expected, slopes = run(plain_attention, *wide)
+    # bfloat16 has 8 digits, and sums over 9 tokens of a few such products here.
+    close = 3e-6 if dtype == jnp.float32 else 0.06
+    np.testing.assert_allclose(value, expected, rtol=close, atol=10 * close)
+    for found, slope in zip(grads, slopes, strict=True):
+        assert found.dtype == dtype
+        np.testing.assert_allclose(found.astype(np.float32), slope, atol=close)
+
+
+def test_gelu_and_its_gradient_equal_the_definition_far_out_too():
+    x = np.linspace(-9, 9, 1001).astype(np.float32)
+    value, back = jax.vjp(layers.gelu, x)
+    y = x.astype(np.float64)
+    below = (1 + np.vectorize(math.erf)(y / np.sqrt(2))) / 2
+    slope = below + y * np.exp(-y * y / 2) / np.sqrt(2 * np.pi)
+    np.testing.assert_allclose(value, y * below, rtol=3e-7, atol=6e-7)
+    np.testing.assert_allclose(back(np.ones_like(x))[0], slope, rtol=1e-6, atol=1e-6)
+
+
 def test_cudnn_attention_refuses_dropout_on_its_weights():
     x = np.ones((2, 4, 8), np.float32)
     module = layers.Attention(2, dropout=0.1, implementation="cudnn")
@@ -238,7 +287,7 @@ def paths(rate, samples=4000, train=True, seed=0):
     x = np.ones((samples, 2, 3), np.float32)
     rngs = {"dropout": jax.random.key(seed)} if train else {}
     return np.asarray(
-        layers.DropPath(rate).apply(
+        draws.DropPath(rate).apply(
             {}, x, np.arange(samples) if train else None, rngs=rngs
         )
     )
@@ -267,7 +316,7 @@ def test_drop_path_does_nothing_unless_training_at_a_rate():
 def test_drop_path_on_8_devices_equals_1_bit_for_bit():
     x = np.random.default_rng(0).standard_normal((64, 3, 5)).astype(np.float32)
     drop = jax.jit(
-        lambda x, key: layers.DropPath(0.4).apply({}, x, jnp.arange(64), rngs=key)
+        lambda x, key: draws.DropPath(0.4).apply({}, x, jnp.arange(64), rngs=key)
     )
     placed = jax.device_put(x, sharding.batch_sharding(mesh_of(8, fsdp=2)))
     one, eight = (drop(v, {"dropout": jax.random.key(5)}) for v in (x, placed))
@@ -287,7 +336,7 @@ def test_drop_path_rises_block_by_block_from_0_to_the_towers_rate_on_both_branch
             pixels,
             np.arange(2000) if train else None,
             rngs={"dropout": jax.random.key(0)},
-            capture_intermediates=lambda module, _: isinstance(module, layers.DropPath),
+            capture_intermediates=lambda module, _: isinstance(module, draws.DropPath),
         )
         return seen["intermediates"]
 

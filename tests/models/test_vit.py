@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers import apply, arrays, pixels, quick_jit, random_params
 
-from unipt_jax.models import layers, vit
+from unipt_jax.models import draws, layers, vit
 
 SIZE = dict(height=24, width=16, patch=(8, 4))  # a grid of 3 x 4 patches
 TOWER = dict(features=16, layers=2, heads=4, hidden=24, dropout=0.1)
@@ -91,11 +91,12 @@ def test_tower_equals_transformers_on_images_and_patches_that_are_not_square(
 def test_dropout_acts_where_vit_has_it(monkeypatch):
     seen = []
 
-    def record(key, x, rate, rows):
-        seen.append((x.shape, rate))
-        return x
+    def record(key, shape, rate, rows):
+        seen.append((shape, rate))
+        return jnp.ones(shape, bool)
 
-    monkeypatch.setattr(layers, "dropout", record)
+    monkeypatch.setattr(draws, "kept", record)
+    monkeypatch.setattr(layers, "kept", record)
     rngs = {"dropout": jax.random.key(0)}
     for rows in (np.arange(2), None):
         tower(attention_dropout=0.2, layers=1).apply(

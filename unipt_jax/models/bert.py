@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from unipt_jax.models import layers
+from unipt_jax.models import draws, layers
 
 
 class Block(nn.Module):
@@ -33,11 +33,11 @@ class Block(nn.Module):
             self.attention,
             name="attention",
         )(x, mask, rows)
-        y = layers.Dropout(self.dropout, name="dropout1")(y, rows)
+        y = draws.Dropout(self.dropout, name="dropout1")(y, rows)
         x = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="attention_norm")(x + y)
         mlp = layers.Mlp(self.hidden, 0.0, self.dtype, self.activation, name="mlp")
         y = mlp(x, rows)
-        y = layers.Dropout(self.dropout, name="dropout2")(y, rows)
+        y = draws.Dropout(self.dropout, name="dropout2")(y, rows)
         return nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="mlp_norm")(x + y)
 
 
@@ -64,7 +64,7 @@ class Bert(nn.Module):
         self.position_embedding = nn.Embed(self.positions, **embed)
         self.type_embedding = nn.Embed(2, **embed)
         self.embedding_norm = nn.LayerNorm(self.norm_eps, dtype=self.dtype)
-        self.embedding_dropout = layers.Dropout(self.dropout)
+        self.embedding_dropout = draws.Dropout(self.dropout)
         block = layers.rematerialised(Block, self.remat)
         fields = layers.block_fields(self)
         self.block = [block(**fields) for _ in range(self.layers)]
@@ -107,7 +107,7 @@ class MlmHead(nn.Module):
         """x: (..., D) features. embedding: (V, D) -> (..., V) logits in float32."""
         d = x.shape[-1]
         x = layers.Dense(d, dtype=self.dtype, name="dense")(x)
-        x = jax.nn.gelu(x, approximate=False)
+        x = layers.gelu(x)
         x = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="norm")(x)
         if self.tied:
             kernel = embedding.T

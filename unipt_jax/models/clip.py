@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from unipt_jax.models import layers
+from unipt_jax.models import draws, layers
 
 
 class ClipText(nn.Module):
@@ -36,7 +36,7 @@ class ClipText(nn.Module):
         embed = dict(features=self.features, embedding_init=layers.embedding_init)
         self.token_embedding = nn.Embed(self.vocabulary, **embed)
         self.position_embedding = nn.Embed(self.positions, **embed)
-        self.embedding_dropout = layers.Dropout(self.dropout)
+        self.embedding_dropout = draws.Dropout(self.dropout)
         block = layers.rematerialised(layers.PreNormBlock, self.remat)
         fields = layers.block_fields(self)
         self.block = [block(**fields, causal=True) for _ in range(self.layers)]

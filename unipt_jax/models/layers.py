@@ -1,15 +1,16 @@
-"""What all towers are made of: dropout, attention, MLP, and the axis letters.
+"""What all towers are made of: products, attention, MLP, and the axis letters.
 
 Axis letters, everywhere in the package: B batch, H and W pixels (or patches), N image
 tokens, L text tokens, S tokens of either, D width of a tower, F hidden width of an MLP,
 A attention heads, K width of a head, P width of the shared embedding, V vocabulary,
 M masked positions of a text.
 
-rows: (B,) numbers of the samples in the global batch, while training; they alone decide
-what dropout draws for each. None: nothing is dropped.
+rows: (B,) numbers of the samples in the global batch while training, see `draws`; None:
+nothing is left out.
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -17,90 +18,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
+from unipt_jax.models.draws import Dropout, DropPath, kept, share
+
 kernel_init = nn.initializers.xavier_uniform()
 embedding_init = nn.initializers.normal(stddev=0.02)
 # So small that all identities start alike, whatever the scale of the features.
 classifier_init = nn.initializers.normal(stddev=0.001)
-
-
-def draw(key: jax.Array, rows: jax.Array, count: int) -> jax.Array:
-    """(B,) numbers of rows -> (B, count) random uint16, each row by its number alone.
-
-    A batch may so be cut into parts, whose rows draw what they would in the whole.
-    Threefry-2x32 with 13 rounds (Salmon et al., "Parallel Random Numbers: As Easy as
-    1, 2, 3", SC 2011: the fewest that pass BigCrush), four draws to a block, counted by
-    row and place: a quarter of the work of `jax.random.bits`. The first two words of the
-    key are taken.
-    """
-    words = tuple(jax.random.key_data(key)[:2])
-    row = jnp.asarray(rows, jnp.uint32)[:, None]
-    place = jnp.arange(-(-count // 4), dtype=jnp.uint32)[None]
-    # Without the barrier each of the two words would be computed for each of its uses.
-    pair = jax.lax.optimization_barrier(threefry(words, row, place))
-    halves = [jax.lax.bitcast_convert_type(word, jnp.uint16) for word in pair]
-    return jnp.concatenate([x.reshape(len(rows), -1) for x in halves], 1)[:, :count]
-
-
-def threefry(
-    key: tuple[jax.Array, jax.Array], a: jax.Array, b: jax.Array, rounds: int = 13
-) -> tuple[jax.Array, jax.Array]:
-    """Enciphers the counters (a, b), uint32, to two random words; see `draw`."""
-    schedule = (*key, key[0] ^ key[1] ^ jnp.uint32(0x1BD11BDA))
-    a, b = a + schedule[0], b + schedule[1]
-    for i in range(rounds):
-        turn = ((13, 15, 26, 6), (17, 29, 16, 24))[i // 4 % 2][i % 4]
-        a = a + b
-        b = ((b << turn) | (b >> (32 - turn))) ^ a
-        if i % 4 == 3:
-            s = i // 4 + 1
-            a = a + schedule[s % 3]
-            b = b + schedule[(s + 1) % 3] + jnp.uint32(s)
-    return a, b
-
-
-def dropout(key: jax.Array, x: jax.Array, rate: float, rows: jax.Array) -> jax.Array:
-    """Zeroes about `rate` of x and scales the rest so that the mean stays.
-
-    x: (B, ...). rows: (B,) numbers of its samples, see `draw`. 16 bits decide about an
-    element, so the rate that is met (and scaled by) is the nearest multiple of 2^-16.
-    The draw does not depend on how x is sharded.
-    """
-    if not 0 <= rate < 1:
-        raise ValueError(f"dropout rate {rate} must be at least 0 and less than 1")
-    keep = round((1 - rate) * 65536)
-    if keep == 65536:
-        return x
-    drawn = draw(key, rows, x[0].size).reshape(x.shape)
-    return jnp.where(drawn < keep, x * jnp.asarray(65536 / keep, x.dtype), 0)
-
-
-class Dropout(nn.Module):
-    """`dropout` with a key from the "dropout" collection; identity without rows."""
-
-    rate: float
-
-    @nn.compact
-    def __call__(self, x: jax.Array, rows: jax.Array | None) -> jax.Array:
-        if rows is None or self.rate == 0:
-            return x
-        return dropout(self.make_rng("dropout"), x, self.rate, rows)
-
-
-class DropPath(nn.Module):
-    """Leaves a whole branch out of a sample with probability `rate`; scales the rest.
-
-    Huang et al., "Deep Networks with Stochastic Depth" (ECCV 2016).
-    """
-
-    rate: float
-
-    @nn.compact
-    def __call__(self, x: jax.Array, rows: jax.Array | None) -> jax.Array:
-        """x: (B, S, D), what a residual branch adds."""
-        if rows is None or self.rate == 0:
-            return x
-        ones = jnp.ones((len(x), 1, 1), x.dtype)
-        return x * dropout(self.make_rng("dropout"), ones, self.rate, rows)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -202,13 +125,96 @@ def quick_gelu(x: jax.Array) -> jax.Array:
     return x * jax.nn.sigmoid(1.702 * x)
 
 
+@jax.custom_vjp
+def gelu(x: jax.Array) -> jax.Array:
+    """x times the normal distribution's share below it, exact, as ViT and BERT have it.
+
+    In float32 inside; x alone is kept for the gradient. (`jax.nn.gelu` takes erfc, whose
+    two branches cost a CPU three times as much.)
+    """
+    y = x.astype(jnp.float32)
+    return (y * _below(y)).astype(x.dtype)
+
+
+def _below(y: jax.Array) -> jax.Array:
+    return 0.5 * (1 + jax.lax.erf(y * math.sqrt(0.5)))
+
+
+def _gelu_backward(x: jax.Array, g: jax.Array) -> tuple[jax.Array]:
+    y = x.astype(jnp.float32)
+    density = jnp.exp(-0.5 * y * y) / math.sqrt(2 * math.pi)
+    return ((g * (_below(y) + y * density)).astype(x.dtype),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+
+
 ACTIVATIONS = {
-    "gelu": functools.partial(
-        jax.nn.gelu, approximate=False
-    ),  # as ViT and BERT have it
+    "gelu": gelu,
     "quick_gelu": quick_gelu,
     "relu": jax.nn.relu,
 }
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    allowed: jax.Array | None,
+    stays: jax.Array | None,
+    rate: float,
+) -> jax.Array:
+    """Softmax attention of each head by itself, softmax in float32.
+
+    q, k, v: (B, A, S, K). allowed: True where a token may be attended to, broadcast to
+    (B, A, S, S); None: everywhere. stays: (B, A, S, S), which weights dropout at `rate`
+    keeps; None: all. Returns (B, A, S, K).
+
+    Its gradient takes the sum over a row's weights from the output, as FlashAttention's
+    does (Dao et al., NeurIPS 2022, appendix B.2), and each of its products in the form
+    that XLA on CPUs does several times faster than the transposed one.
+    """
+    return _attend_forward(q, k, v, allowed, stays, rate)[0]
+
+
+_ROWS = (((3,), (2,)), ((0, 1), (0, 1)))  # a @ b, head by head
+_COLUMNS = (((3,), (3,)), ((0, 1), (0, 1)))  # a @ b.T
+
+
+def _attend_forward(q, k, v, allowed, stays, rate):
+    logits = _multiply(q * q.dtype.type(q.shape[-1] ** -0.5), k, _COLUMNS, jnp.float32)
+    if allowed is not None:
+        logits = jnp.where(allowed, logits, jnp.float32(-1e30))
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    y = _multiply(_thinned(weights, stays, rate), v, _ROWS, v.dtype)
+    return y, (q, k, v, weights, stays, y)
+
+
+def _thinned(weights: jax.Array, stays: jax.Array | None, rate: float) -> jax.Array:
+    if stays is None:
+        return weights
+    return jnp.where(stays, weights * jnp.asarray(1 / share(rate), weights.dtype), 0)
+
+
+def _attend_backward(rate, saved, g):
+    q, k, v, weights, stays, y = saved
+    g, scale = g.astype(v.dtype), q.shape[-1] ** -0.5
+    d_v = _multiply(_turned(g), _thinned(weights, stays, rate), _ROWS, v.dtype)
+    d_weights = _thinned(_multiply(g, v, _COLUMNS, jnp.float32), stays, rate)
+    sums = jnp.sum(g.astype(jnp.float32) * y.astype(jnp.float32), -1, keepdims=True)
+    slope = (weights.astype(jnp.float32) * (d_weights - sums) * scale).astype(q.dtype)
+    d_q = _multiply(slope, k, _ROWS, q.dtype)
+    d_k = _multiply(_turned(q), slope, _ROWS, k.dtype)
+    return d_q, d_k.swapaxes(2, 3), d_v.swapaxes(2, 3), None, None
+
+
+def _turned(x: jax.Array) -> jax.Array:
+    """(B, A, S, K) -> (B, A, K, S), in memory too."""
+    return _flat(x.swapaxes(2, 3))
+
+
+attend.defvjp(_attend_forward, _attend_backward)
 
 
 class Attention(nn.Module):
@@ -241,20 +247,16 @@ class Attention(nn.Module):
         return Dense(d, dtype=self.dtype, name="out")(y.reshape(b, s, d))
 
     def _weighted(self, q, k, v, mask, rows):
-        # One matrix product a head, heads first: XLA on CPUs does these several times
-        # faster than it contracts the four axes as they come.
         q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))  # -> (B, A, S, K)
-        q = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
-        k = k.swapaxes(-1, -2)
-        logits = jnp.matmul(q, k, preferred_element_type=jnp.float32)  # (B, A, S, S)
-        if mask is not None:
-            logits = jnp.where(mask[:, None, None, :], logits, jnp.float32(-1e30))
+        allowed = None if mask is None else mask[:, None, None, :]
         if self.causal:
-            before = jnp.tri(logits.shape[-1], dtype=bool)
-            logits = jnp.where(before, logits, jnp.float32(-1e30))
-        weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-        weights = Dropout(self.dropout, name="dropout_weights")(weights, rows)
-        return jnp.matmul(weights, v).transpose(0, 2, 1, 3)
+            before = jnp.tri(q.shape[2], dtype=bool)
+            allowed = before if allowed is None else allowed & before
+        stays = None
+        if rows is not None and self.dropout:
+            shape = (*q.shape[:3], q.shape[2])
+            stays = kept(self.make_rng("dropout"), shape, self.dropout, rows)
+        return attend(q, k, v, allowed, stays, self.dropout).transpose(0, 2, 1, 3)
 
     def _fused(self, q, k, v, mask, rows):
         if rows is not None and self.dropout:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from unipt_jax.errors import UserError
-from unipt_jax.models import layers
+from unipt_jax.models import draws, layers
 
 
 class ViT(nn.Module):
@@ -71,7 +71,7 @@ class ViT(nn.Module):
             "position_embedding", layers.embedding_init, x.shape[1:], jnp.float32
         )
         x = x + positions.astype(self.dtype)
-        x = layers.Dropout(self.dropout, name="dropout")(x, rows)
+        x = draws.Dropout(self.dropout, name="dropout")(x, rows)
         if self.pre_norm:
             x = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="pre_norm")(x)
         block = layers.rematerialised(layers.PreNormBlock, self.remat)
