@@ -82,6 +82,34 @@ def end_to_end(result: Figures) -> Iterator[Row]:
         yield "the same step without its input", ours, share, lost
 
 
+def contrastive(result: Figures) -> Iterator[Row]:
+    """In tiles beside the dense loss, and the largest batch."""
+    both, took = str(result["ratios_at"]), result["seconds_by_batch"]
+    held = result["mib_by_batch"]
+
+    def cost(way: str, batch: str) -> str:
+        return f"{seconds(took[way][batch])}, {held[way][batch]:,} MiB"
+
+    what = f"loss and gradients of {int(both):,} pairs, width {result['width']}"
+    what += f", {result['virtual_devices']} devices"
+    ours = f"tiles {cost('tiles', both)}"
+    yield what, ours, f"dense {cost('dense', both)}", f"{result['ratio_dense']:.2f}"
+    if "ratio_torch" in result:
+        theirs = f"PyTorch, dense {cost('torch', both)}"
+        yield "", "", theirs, f"{result['ratio_torch']:.2f}"
+    most = str(result["batch"])
+    yield f"the same of {result['batch']:,} pairs", cost("tiles", most), "-", "-"
+
+
+def accumulation(result: Figures) -> Iterator[Row]:
+    """In parts beside the whole batch at once."""
+    took, held = result["seconds"], result["working_mib"]
+    what = f"gradients of a batch of {result['batch']} in parts of {result['part']}, "
+    what += f"towers of the {result['size']}, {result['dtype']}"
+    parts, whole = (f"{seconds(took[n])}, {held[n]:,} MiB" for n in ("parts", "whole"))
+    yield what, parts, f"all at once {whole}", f"{1 / result['times_the_whole']:.2f}"
+
+
 def rank(result: Figures) -> Iterator[Row]:
     """Ours beside a sort of every row."""
     size = f"{result['queries']:,} x {result['gallery']:,} x {result['dim']}"
@@ -136,6 +164,8 @@ def prepare(result: Figures) -> Iterator[Row]:
 ROWS: dict[str, Callable[[Figures], Iterator[Row]]] = {
     "train_step": train_step,
     "end_to_end": end_to_end,
+    "contrastive": contrastive,
+    "accumulation": accumulation,
     "rank": rank,
     "rank_million": rank_million,
     "caption": caption,
