@@ -355,11 +355,16 @@ status() {
 stop() { on_all "$(stop_script)"; }
 
 delete() {
-  if [[ -z "$dry" ]]; then
-    local kind=vm there
-    [[ -z "$queued" ]] || kind=queue
-    there="$(state_of "$kind")"
-    if [[ "$there" == MISSING ]]; then say "there is no '$name'" && return; fi
+  if [[ -z "$dry" ]]; then # a request that waits has no slice yet, and would bring one
+    local request node
+    request="$(state_of queue)"
+    if [[ "$request" == MISSING ]]; then
+      queued=""
+      node="$(state_of vm)"
+      if [[ "$node" == MISSING ]]; then say "there is no '$name'" && return; fi
+    else
+      queued=1
+    fi
   fi
   delete_all
 }

@@ -188,11 +188,19 @@ def test_what_gcloud_says_when_it_fails_is_shown(cloud):
 
 
 def test_delete(cloud):
+    cloud.plan(queue=["MISSING"])
     assert cloud.script("delete")[0] == 0
     assert cloud.calls("delete") == [["tpu-vm", "delete", "persons", *WHERE, "--quiet"]]
-    cloud.plan(vm=["MISSING"])
+    cloud.plan(queue=["MISSING"], vm=["MISSING"])
     code, output = cloud.script("delete")
     assert code == 0 and "there is no 'persons'" in output and not cloud.calls("delete")
+
+
+def test_delete_finds_a_request_that_still_waits_without_being_told_of_it(cloud):
+    cloud.plan(queue=["WAITING_FOR_RESOURCES"], vm=["MISSING"])
+    assert cloud.script("delete")[0] == 0
+    delete = ["queued-resources", "delete", "persons", *WHERE, "--force", "--quiet"]
+    assert cloud.calls("delete") == [delete]
 
 
 # --- its hosts ----------------------------------------------------------------------
