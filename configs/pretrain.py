@@ -7,6 +7,7 @@ the weights that the Hugging Face hub has of both.
 from ml_collections import ConfigDict
 
 from configs import common
+from unipt_jax.errors import UserError
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -51,6 +52,11 @@ def released(config: ConfigDict) -> None:
 
 def siglip(config: ConfigDict) -> None:
     """SigLIP's loss for the contrastive one: each pair is a question by itself."""
+    if config.model.text.kind == "clip":
+        raise UserError(
+            "siglip starts from a temperature of its own, clip_b16 brings CLIP's along; "
+            "use siglip with vit_b16 or deit_s16"
+        )
     config.loss.update(dict(contrastive=0.0, sigmoid=1.0))
     config.model.temperature, config.model.temperature_init = "learned", 0.1
     config.model.bias = "learned"

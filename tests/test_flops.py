@@ -280,3 +280,14 @@ def test_the_peak_of_a_mesh_is_that_of_all_its_devices():
 def test_a_peak_below_0_is_refused(tflops):
     with pytest.raises(UserError, match="peak_tflops=.* one device, or 0"):
         flops.mesh_peak(helpers.mesh_of(1), "float32", tflops)
+
+
+def test_a_tower_that_no_loss_reads_is_not_counted():
+    model, _ = helpers.build()
+    lengths = np.array([5, 9])
+    words = flops.forward(model, lengths, losses=("mlm",), mlm_rate=0.3)
+    both = flops.forward(model, lengths, losses=("mlm", "contrastive"), mlm_rate=0.3)
+    assert words["image"] == 0 < both["image"]
+    assert both["text"] == words["text"] > 0  # clean and masked texts pass together
+    total = flops.step(model, lengths, losses=("mlm",), mlm_rate=0.3)
+    assert total == 3 * sum(words.values())

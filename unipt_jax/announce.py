@@ -42,8 +42,8 @@ def announce(run: Run, params: Any, more: Mapping[str, str]) -> None:
         "best checkpoint by": chosen_on,
         **more,
         "precision": f"{config.model.dtype} compute, float32 parameters and losses",
-        "attention": f"image {config.model.image.attention}, text "
-        f"{config.model.text.attention}",
+        "attention": f"image {run.model.image.attention}, text "
+        f"{run.model.text.attention}",
         "memory": _memory(config),
     }
     report.choices("choices in force", values)

@@ -248,8 +248,11 @@ def _start_detected(
     try:
         jax.distributed.initialize(**timeouts)
     except (ValueError, OSError) as error:  # no coordinator; no metadata server
-        if mode == "auto":
-            return None
+        if mode == "auto":  # alone, it would write where the others wait for it
+            raise UserError(
+                f"this looks like {source}, but jax cannot start from it ({error}); "
+                "start again, or give --distributed=off to run this process alone"
+            ) from error
         raise nothing from error
     return source
 
@@ -266,7 +269,8 @@ def _bypass_proxies(host: str) -> None:
     """Keeps what processes say to each other out of HTTP proxies, which gRPC obeys."""
     if any(name.lower().endswith("_proxy") for name in os.environ):
         for name in ("no_proxy", "no_grpc_proxy"):  # gRPC reads the first that is set
-            hosts = [h for h in os.environ.get(name, "").split(",") if h]
+            before = os.environ.get(name) or os.environ.get(name.upper(), "")
+            hosts = [h for h in before.split(",") if h]
             os.environ[name] = ",".join([*hosts, host])
 
 

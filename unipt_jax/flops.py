@@ -131,8 +131,9 @@ def forward(
     lengths, b = np.asarray(lengths), len(lengths)
     with_mlm = "mlm" in losses and mlm_rate > 0
     crossed = with_mlm and model.interaction is not None
+    compared = bool((SIMILARITY | {"identity", "pgu"}) & set(losses))
     parts = {
-        "image": b * image_tower(model.image),
+        "image": b * image_tower(model.image) * (compared or crossed),
         "text": text_tower(model.text, lengths) * (2 if with_mlm else 1),
         "projection": _projections(model, lengths, losses, crossed),
     }
@@ -202,7 +203,8 @@ def step(
     Raises ValueError for the name of a loss that is not in `LOSSES`.
     """
     parts = forward(model, lengths, losses=losses, mlm_rate=mlm_rate)
-    return 3 * sum(parts.values()) - len(lengths) * patch_embedding(model.image)
+    pixels = patch_embedding(model.image) if parts["image"] else 0.0
+    return 3 * sum(parts.values()) - len(lengths) * pixels
 
 
 # Peaks of one device as JAX counts devices, in TFLOP/s, dense: datasheets that give

@@ -205,10 +205,8 @@ def finetune(
         image, text, scale = out["image"], out["text"], apply("scale")
         metrics, accuracy = {}, {}
         if weights.identity:
-            logits = apply("classify", image), apply("classify", text)
-            metrics["identity"] = sum(_identity(x, label) for x in logits)
-            right = [jnp.mean(x.argmax(-1) == label) for x in logits]
-            accuracy = {"accuracy": sum(right) / 2}
+            metrics["identity"], right = _tell_apart(apply, (image, text), label)
+            accuracy = {"accuracy": right}
         image, text = unit(image), unit(text)
         rank = functools.partial(losses.ranking, margin=margin, reduction=reduction)
         if weights.ranking:
@@ -316,6 +314,13 @@ def _granularity(apply, rank, key, parts, label) -> jax.Array:
     identity = sum(_identity(x, of_parts) for x in logits)
     image, text = (unit(x.reshape(len(x), -1)) for x in parts)  # (B, parts * F)
     return identity + rank(key, image, text, label)
+
+
+def _tell_apart(apply: Callable, pair: tuple, label: jax.Array) -> tuple:
+    """Lid on both summaries, added, and the share that the classifier gets right."""
+    logits = [apply("classify", x) for x in pair]
+    right = [jnp.mean(x.argmax(-1) == label) for x in logits]
+    return sum(_identity(x, label) for x in logits), sum(right) / 2
 
 
 def _identity(logits: jax.Array, label: jax.Array) -> jax.Array:

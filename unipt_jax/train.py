@@ -295,6 +295,7 @@ def _with_attention(config: Any, workdir: str, mesh: Mesh) -> Any:
             if config.model[name].attention == attention.AUTO:
                 config.model[name].attention = tower
     share = (config.memory.micro_batch or config.batch_size) // mesh.size
+    share = min(share, 256)  # enough to tell; a large one may not fit with every kind
     longest = config.data.lengths[-1]
     chosen = attention.of_towers(config.model, batch=max(1, share), longest=longest)
     with config.unlocked():
