@@ -155,3 +155,21 @@ def test_a_run_goes_on_in_other_parts_but_not_with_another_batch(
     code, output = train(launcher, run, "--config.memory.micro_batch=4")
     assert code == 0 and "resumes after step 6" in output, output
     assert_agree(run, undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("memory.micro_batch=4", "multiple of the 8 devices: one of 8, 16, or 0"),
+        ("memory.chunk=-1", "memory.chunk=-1 must be a number of texts"),
+        ("memory.accumulation=plain", "'plain' is not there, only cached"),
+        ("profile=5:99", "profile=5:99 goes beyond the 9 steps"),
+        ("peak_tflops=-1", "peak_tflops=-1.0 must be the TFLOP/s of one device"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_written(
+    flag, said, launcher, tmp_path
+):
+    code, output = train(launcher, tmp_path / "run", f"--config.{flag}", devices=8)
+    assert code == 1 and said in output, output
+    assert not (tmp_path / "run").exists()

@@ -16,6 +16,7 @@ from unipt_jax import (
     announce,
     attention,
     evaluate,
+    flops,
     loop,
     objectives,
     optim,
@@ -375,7 +376,9 @@ def _run(run: loop.Run, lines: Mapping[str, str]) -> None:
     init = functools.partial(unipt.initialise, run.model, jax.random.key(0))
     params = jax.eval_shape(init)
     _check_groups(run.config, params)
-    profile.window(run.config.profile, run.steps)  # a mistake there is told of first
+    # Mistakes in these are told of before anything is written.
+    profile.window(run.config.profile, run.steps)
+    flops.mesh_peak(run.mesh, run.config.model.dtype, run.config.peak_tflops)
     workdir = rundir.open_workdir(run.config, run.workdir, harmless=HARMLESS)
     if jax.process_index() == 0 and not (workdir / "tokenizer").exists():
         run.tokenizer.save(workdir / "tokenizer")
