@@ -60,7 +60,7 @@ def siglip(config: ConfigDict) -> None:
     config.loss.update(dict(contrastive=0.0, sigmoid=1.0))
     config.model.temperature, config.model.temperature_init = "learned", 0.1
     config.model.bias = "learned"
-    config.init.keep_init = (*config.init.keep_init, "^logit_bias$")
+    config.init.keep_init = (*config.init.keep_init, "^(logit_bias|log_scale)$")
 
 
 def quickstart() -> ConfigDict:

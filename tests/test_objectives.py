@@ -201,6 +201,25 @@ def test_8_devices_give_the_loss_and_gradients_of_1_with_dropout_on(fsdp):
         )
 
 
+def test_in_bfloat16_the_loss_and_its_gradients_are_near_float32s_and_in_float32():
+    model, params = build(temperature="learned")
+    half, _ = build(temperature="learned", dtype="bfloat16")
+
+    def run(model):
+        grad = jax.value_and_grad(objective(model), has_aux=True)
+        (total, _), grads = quick_jit(grad)(params, BATCH, KEY)
+        return float(total), arrays(grads)
+
+    (total, grads), (near, found) = run(model), run(half)
+    assert 0 < abs(near - total) < 0.03 * total
+    norm = np.sqrt(sum((g**2).sum() for g in grads.values()))
+    for path, grad in grads.items():
+        assert found[path].dtype == np.float32
+        far = np.sqrt(((found[path] - grad) ** 2).sum())
+        # 8 digits through two towers: each gradient to some percent of the whole one.
+        assert far < 0.05 * norm, path
+
+
 def test_the_key_alone_decides_the_draws():
     params, run = noisy()
     (first, _), _ = run(params, BATCH, KEY)

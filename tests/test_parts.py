@@ -56,13 +56,12 @@ def value_and_grads(job, part=0, chunk=0, devices=1, fsdp=1):
     return float(total), {k: float(v) for k, v in metrics.items()}, arrays(grads)
 
 
-@pytest.mark.parametrize("job", ["pretrain", "finetune"])
 @pytest.mark.parametrize(
-    "options",
+    ("job", "options"),
     [
-        dict(part=4),
-        dict(part=8, chunk=3),
-        dict(part=8, chunk=1, devices=8, fsdp=2),
+        ("pretrain", dict(part=4, chunk=3)),
+        ("pretrain", dict(part=8, chunk=1, devices=8, fsdp=2)),
+        ("finetune", dict(part=8, chunk=1, devices=8, fsdp=2)),
     ],
 )
 def test_parts_and_tiles_give_the_whole_batchs_loss_and_gradient(job, options):

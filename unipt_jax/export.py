@@ -203,7 +203,7 @@ def _unipt_config(encoder: Encoder, params: Mapping, left: list[str]) -> dict[st
     model = section(encoder.model)
     has_head = any(path.startswith("mlm_head/") for path in params)
     model["mlm_output"] = model["mlm_output"] if has_head else "none"
-    model |= {"identities": 0, "interaction": NO_INTERACTION}
+    model |= {"identities": 0, "interaction": NO_INTERACTION, "bias": "none"}
     return {
         "format": encoders.EXPORT,
         "source": encoder.name,
