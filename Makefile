@@ -28,10 +28,12 @@ format: .venv/ready-for-tests
 	$(BIN)/ruff format .
 
 bench: .venv/ready-for-tests
+	@test -d data/synthetic/captions || $(MAKE) quickstart  # startup trains on it
 	$(BIN)/python -m benchmarks.train_step --dtype both --save
 	$(BIN)/python -m benchmarks.end_to_end --save
 	$(BIN)/python -m benchmarks.contrastive --save
 	$(BIN)/python -m benchmarks.accumulation --save
+	$(BIN)/python -m benchmarks.startup --save
 	$(BIN)/python -m benchmarks.caption --save
 	$(BIN)/python -m benchmarks.rank --repeats 1 --save
 	$(BIN)/python -m benchmarks.input --save

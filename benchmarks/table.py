@@ -110,6 +110,14 @@ def accumulation(result: Figures) -> Iterator[Row]:
     yield what, parts, f"all at once {whole}", f"{1 / result['times_the_whole']:.2f}"
 
 
+def startup(result: Figures) -> Iterator[Row]:
+    """The second start of a config, and its first."""
+    what = "from the command to the first step, the quickstart's pre-training"
+    first = f"nothing compiled yet, {seconds(result['first'])}"
+    ratio = result["first"] / result["second"]
+    yield what, f"again, {seconds(result['second'])}", first, f"{ratio:.2f}"
+
+
 def rank(result: Figures) -> Iterator[Row]:
     """Ours beside a sort of every row."""
     size = f"{result['queries']:,} x {result['gallery']:,} x {result['dim']}"
@@ -166,6 +174,7 @@ ROWS: dict[str, Callable[[Figures], Iterator[Row]]] = {
     "end_to_end": end_to_end,
     "contrastive": contrastive,
     "accumulation": accumulation,
+    "startup": startup,
     "rank": rank,
     "rank_million": rank_million,
     "caption": caption,
