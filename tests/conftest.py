@@ -10,6 +10,8 @@ import jax
 import jobs
 import pytest
 
+# Jobs that a test runs in its own process keep nothing in the user's cache.
+jax.config.update("jax_enable_compilation_cache", False)
 if not os.environ.get("JAX_NUM_CPU_DEVICES"):
     jax.config.update("jax_num_cpu_devices", 8)
 

@@ -357,4 +357,6 @@ def test_one_that_fails_ends_the_other(end, code):
     assert time.monotonic() - before < 40
     assert code1 == code, out1
     assert code0 not in (0, 75)
-    assert "another task died" in out0 or "closed by peer" in out0, out0
+    # Whichever notices first: jax's coordinator, or the collective that it waits in.
+    told = ("another task died", "closed by peer", "reset by peer")
+    assert any(sentence in out0 for sentence in told), out0

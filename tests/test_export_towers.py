@@ -338,7 +338,10 @@ def refused(monkeypatch, capsys, tmp_path):
     def run(pattern, workdir=tmp_path / "place" / "target", **fields):
         written = export_config.get_config()
         written.update(fields)
-        flags = types.SimpleNamespace(config=written, workdir=str(workdir), processes=1)
+        alone = dict(distributed="off", coordinator="", processes=None, process=None)
+        flags = types.SimpleNamespace(
+            config=written, workdir=str(workdir), patience=1.0, **alone
+        )
         monkeypatch.setattr(main, "parse", lambda _: flags)
         assert main.run(["program"]) == 1
         said = capsys.readouterr().err

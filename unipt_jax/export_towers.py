@@ -158,8 +158,8 @@ def _features(encoder: Encoder, samples: Samples) -> tuple[np.ndarray, ...]:
 
     def see(params: Any) -> tuple[jax.Array, ...]:
         variables = {"params": params}
-        image = model.apply(variables, pixels, False, method=lambda m, *a: m.image(*a))
-        text = model.apply(variables, tokens, False, method="text_features")
+        image = model.apply(variables, pixels, None, method=lambda m, *a: m.image(*a))
+        text = model.apply(variables, tokens, None, method="text_features")
         return image, text, model.apply(variables, tokens, method="real")
 
     image, text, real = map(np.asarray, jax.jit(see)(encoder.params))

@@ -69,12 +69,12 @@ class _Ring:
         )
 
     def over(self, visit: Callable, stay: Any, travel: Any) -> tuple[Any, Any]:
-        """Every tile once: visit(stay, tile, own) -> (stay, tile).
+        """Every tile once: visit(stay, tile, real, own) -> (stay, tile).
 
         stay: what the device sums up. travel: arrays (b, ...) of the device's texts; a
         tile is `chunk` rows of each, of whichever device's texts are visiting, and comes
-        home changed by all. own: (chunk,) the row of the device's images that a text
-        belongs to; -1 for texts of others, and for padding.
+        home changed by all. real: (chunk,) False on padding. own: (chunk,) the row of
+        the device's images that a text belongs to; -1 for texts of others, and padding.
         Returns stay and travel, home again.
         """
         b = len(jax.tree.leaves(travel)[0])

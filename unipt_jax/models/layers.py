@@ -80,7 +80,7 @@ def _flat(x: jax.Array) -> jax.Array:
     """x as it is, laid out row by row in memory.
 
     XLA would else turn the layout of a 16-bit product's arguments, which makes it slow,
-    or of its result, which it then has no code for (jax 0.10 and 0.11, on CPUs).
+    or of its result, which it then has no code for (jax 0.10, on CPUs).
     """
     return jax.lax.optimization_barrier(x.reshape(-1)).reshape(x.shape)
 
@@ -210,8 +210,9 @@ def _attend_backward(rate, saved, g):
 
 
 def _turned(x: jax.Array) -> jax.Array:
-    """(B, A, S, K) -> (B, A, K, S), in memory too."""
-    return _flat(x.swapaxes(2, 3))
+    """(B, A, S, K) -> (B, A, K, S); on a CPU in memory too, see `attend`."""
+    x = x.swapaxes(2, 3)
+    return _flat(x) if jax.default_backend() == "cpu" else x
 
 
 attend.defvjp(_attend_forward, _attend_backward)
