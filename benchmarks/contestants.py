@@ -13,7 +13,7 @@ from jax.sharding import AxisType
 
 from benchmarks import report
 from configs import pretrain
-from unipt_jax import attention, flops, loop, objectives, sharding
+from unipt_jax import attention, flops, host, loop, objectives, sharding
 from unipt_jax.data import pipeline
 from unipt_jax.errors import UserError
 from unipt_jax.models import unipt
@@ -36,6 +36,20 @@ class Tokens:
 
 
 BERT = Tokens(30_522, pad=0, cls=101, sep=102, mask=103)  # bert-base-uncased
+
+
+def run(
+    arguments: Callable[[list[str] | None], Any],
+    compare: Callable[[Any], dict],
+    argv: list[str] | None,
+) -> None:
+    """Reads a race's command line, runs it and prints its figures."""
+    host.keep_memory()  # of both sides: it is one process
+    try:
+        args = arguments(argv)
+        report.finish(compare(args), save=args.save)
+    except UserError as error:
+        raise SystemExit(str(error)) from None
 
 
 def paper(tower: str, batch: int, dtype: str):

@@ -28,7 +28,7 @@ import numpy as np
 
 from benchmarks import contestants, pictures, report
 from benchmarks.train_step import MODES
-from unipt_jax import host, loop
+from unipt_jax import loop
 from unipt_jax.data import pipeline, records, tokenizers
 from unipt_jax.errors import UserError
 
@@ -45,12 +45,7 @@ DEFAULTS = {  # by whether there is a GPU
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the benchmark and prints its figures."""
-    host.keep_memory()  # of both sides: it is one process
-    try:
-        args = arguments(argv)
-        report.finish(compare(args), save=args.save)
-    except UserError as error:
-        raise SystemExit(str(error)) from None
+    contestants.run(arguments, compare, argv)
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:

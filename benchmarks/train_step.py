@@ -23,7 +23,6 @@ from statistics import median
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs room
 
 from benchmarks import contestants, report
-from unipt_jax import host
 from unipt_jax.errors import UserError
 
 NAMES = ("ours", "expert", "expert_onednn", "eager", "released")
@@ -33,12 +32,7 @@ MODES = ("default", "reduce-overhead", "max-autotune-no-cudagraphs", "max-autotu
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the benchmark and prints its figures."""
-    host.keep_memory()  # of both sides: it is one process
-    try:
-        args = arguments(argv)
-        report.finish(compare(args), save=args.save)
-    except UserError as error:
-        raise SystemExit(str(error)) from None
+    contestants.run(arguments, compare, argv)
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
