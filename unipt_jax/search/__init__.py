@@ -1,0 +1,1 @@
+"""Your own pictures, your own sentence: an index of a folder of crops, and its answers."""
