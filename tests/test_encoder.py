@@ -1,12 +1,15 @@
 """Claims on opening a run, and a model that was exported."""
 
+import dataclasses
 import json
 import shutil
 import time
 
+import jax
 import numpy as np
 import pytest
 import rundirs
+from tokenizers import normalizers
 
 import unipt_jax
 from configs import export as config_of_export
@@ -89,3 +92,52 @@ def test_a_grid_with_as_many_patches_as_a_square_comes_back_as_it_was(
     found = tree.flatten(unipt_jax.load(tmp_path / "export").params)
     wanted = params["image"]["position_embedding"]
     np.testing.assert_array_equal(found["image/position_embedding"], wanted)
+
+
+@pytest.mark.parametrize("tower", ["vit_b16", "clip_b16"])
+def test_a_run_and_its_export_have_one_fingerprint(tower, persons, tmp_path):
+    tokenizer = tokenizers.load(persons / "tokenizer")
+    training = dict(temperature="learned", bias="learned", identities=3)
+    section = rundirs.section(tower, **training)
+    section["image"]["drop_path"] = 0.1
+    rundirs.make_run(tmp_path / "run", section, tokenizer)
+    config = config_of_export.get_config().unlock()
+    config.model = str(tmp_path / "run")
+    export.run(config, str(tmp_path / "export"))
+    run = unipt_jax.load(tmp_path / "run")
+    exported = unipt_jax.load(tmp_path / "export", dtype="bfloat16")
+    assert exported.identity == run.identity
+    assert exported.fingerprint == run.fingerprint
+    assert len(run.fingerprint) == 64
+
+
+def test_what_changes_vectors_changes_the_fingerprint(run):
+    known = unipt_jax.load(run)
+
+    def differs(**changes):
+        other = dataclasses.replace(known, **changes)
+        assert other.fingerprint != known.fingerprint
+        before, now = known.identity, other.identity
+        return [name for name in now if now[name] != before[name]]
+
+    params = jax.tree.map(lambda x: x, known.params)
+    bias = params["text_projection"]["bias"]
+    params["text_projection"]["bias"] = bias.at[0].add(1e-6)
+    assert differs(params=params) == ["weights"]
+    assert differs(lengths=(16, 24)) == ["lengths"]
+    assert differs(mean=(0.5, 0.4, 0.31)) == ["pixels"]
+    assert differs(fit="pad") == ["fit"]
+    taller = dataclasses.replace(known.model.image, height=64, parent=None)
+    other = dataclasses.replace(known.model, image=taller, parent=None)
+    assert differs(model=other) == ["size"]
+    gelu = dataclasses.replace(known.model.image, activation="quick_gelu", parent=None)
+    other = dataclasses.replace(known.model, image=gelu, parent=None)
+    assert differs(model=other) == ["network"]
+    cased = tokenizers.Tokenizer(
+        "",
+        type(known.tokenizer.backend).from_str(known.tokenizer.backend.to_str()),
+        known.tokenizer.family,
+    )
+    assert dataclasses.replace(known, tokenizer=cased).identity == known.identity
+    cased.backend.normalizer = normalizers.BertNormalizer(lowercase=False)
+    assert differs(tokenizer=cased) == ["tokenizer"]

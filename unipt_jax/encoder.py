@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,11 @@ from unipt_jax.models import unipt
 
 STATS = ("mean", "std")
 EXPORT = "unipt_jax export 1"
+# What a trained model computes the same without: of a tower, and of the pair.
+_TOWER = ("dropout", "attention_dropout", "drop_path", "remat", "attention")
+_PAIR = ("temperature", "temperature_init", "bias", "bias_init")
+_PAIR += ("mlm_output", "identities", "interaction", "dtype")
+_PROBE = "A caf\u00e9 in the_RAIN, it's 3/4 \u00dcber \u65e5"
 
 
 @functools.partial(jax.jit, static_argnames=("model", "mean", "std", "out"))
@@ -66,6 +72,36 @@ class Encoder:
     def size(self) -> tuple[int, int]:
         """Height and width that the image tower sees."""
         return self.model.image.height, self.model.image.width
+
+    @functools.cached_property
+    def identity(self) -> dict[str, str]:
+        """What decides which vectors come out, by name: a run's and its export's are
+        the same, on any devices and in either precision.
+
+        Names are weights, network, size, fit, pixels, tokenizer and lengths; weights
+        and tokenizer are SHA-256 in hex. Parts that only training needs do not count.
+        """
+        params = tree.flatten(self.params)
+        unused = (*unipt.TRAINING, "log_scale")
+        used = {p: x for p, x in params.items() if p.split("/")[0] not in unused}
+        words = self.tokenizer.backend.get_vocab()
+        probe = self.tokenizer.encode([_PROBE], 1000)[0][0].tolist()
+        known = [self.tokenizer.kind, sorted(words, key=words.get), probe]
+        return {
+            "weights": tree.digest(used),
+            "network": json.dumps(_network(self.model), sort_keys=True),
+            "size": "x".join(map(str, self.size)),
+            "fit": self.fit,
+            "pixels": f"mean {list(self.mean)} std {list(self.std)}",
+            "tokenizer": hashlib.sha256(json.dumps(known).encode()).hexdigest(),
+            "lengths": str(list(self.lengths)),
+        }
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 in hex of `identity`: the same for models whose vectors are."""
+        said = json.dumps(self.identity, sort_keys=True)
+        return hashlib.sha256(said.encode()).hexdigest()
 
     def embed_images(self, pixels: jax.Array) -> np.ndarray:
         """A placed global batch (G, H, W, 3) uint8 -> (G, P) on every process."""
@@ -112,6 +148,19 @@ class Encoder:
                 embed(sharding.place_batch(batch[rows], rows, batch_size, self.mesh))
             )
         return np.concatenate(out)[: len(items)]
+
+
+def _network(model: unipt.DualEncoder) -> dict[str, Any]:
+    """A model's section, without what its vectors do not depend on, and the size."""
+
+    def without(values: Mapping, names: Sequence[str]) -> dict[str, Any]:
+        return {k: v for k, v in values.items() if k not in names}
+
+    out = without(unipt.section(model), _PAIR)
+    for tower in ("image", "text", "pgu"):
+        out[tower] = without(out[tower], _TOWER)
+    out["image"] = without(out["image"], ("height", "width"))
+    return out
 
 
 def build_model(config: Any, tokenizer: tokenizers.Tokenizer) -> unipt.DualEncoder:

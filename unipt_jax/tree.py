@@ -1,10 +1,12 @@
 """Parameter paths ("image/block_0/fc1/kernel") and first-match rules over them."""
 
+import hashlib
 import re
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 
 def path_of(key_path: tuple) -> str:
@@ -16,6 +18,18 @@ def flatten(tree: Any) -> dict[str, Any]:
     """Path -> leaf, in the tree's order."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {path_of(key_path): leaf for key_path, leaf in leaves}
+
+
+def digest(tree: Any) -> str:
+    """SHA-256 in hex of all leaves and their paths, whatever order the tree has.
+
+    All of every leaf must be on this process's devices.
+    """
+    out = hashlib.sha256()
+    for path, leaf in sorted(flatten(tree).items()):
+        out.update(path.encode())
+        out.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))
+    return out.hexdigest()
 
 
 def assign(tree: Any, rules: Sequence[tuple[str, Any]]) -> Any:

@@ -7,7 +7,6 @@ of each other; a shard that is written is never done again.
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import re
 import time
@@ -15,7 +14,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 
 from unipt_jax import encoder as encoders
@@ -69,7 +67,7 @@ def run(config: Any, workdir: str) -> None:
         (folder / STOPPED).unlink()  # of an earlier try
     rundir.open_workdir(config, folder, harmless=HARMLESS)
     with _said_to_others(folder):
-        model = {"model": encoder.name, "weights": _digest(encoder.params)}
+        model = {"model": encoder.name, "weights": tree.digest(encoder.params)}
         inputs = source.fingerprint() | {"phrases": words.digest} | model
         _same_inputs(folder, inputs)
         _run(config, source, words, encoder, outputs)
@@ -188,14 +186,6 @@ def per_device(batch_size: int) -> int:
     if batch_size:
         return batch_size
     return 16 if jax.default_backend() == "cpu" else 64
-
-
-def _digest(params: Any) -> str:
-    """A hash of all parameters."""
-    digest = hashlib.sha256()
-    for path, leaf in sorted(tree.flatten(params).items()):
-        digest.update(path.encode() + np.asarray(leaf).tobytes())
-    return digest.hexdigest()
 
 
 def _same_inputs(folder: epath.Path, now: dict[str, Any]) -> None:
