@@ -1,0 +1,242 @@
+"""An index and the model that made it in; for sentences and pictures, crops out."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from jax.sharding import Mesh
+from PIL import Image
+
+from unipt_jax import encoder as encoders
+from unipt_jax.encoder import Encoder
+from unipt_jax.errors import UserError
+from unipt_jax.retrieval import progress
+from unipt_jax.search import index as indexes
+from unipt_jax.search import words as attribution
+from unipt_jax.search.gallery import Gallery
+from unipt_jax.search.index import Crop, Index
+from unipt_jax.search.scan import looks_like_a_photograph
+from unipt_jax.search.words import Words
+
+# Sentences or pictures at once: few sizes, so that few programs are compiled. The first
+# is for one query, the second for one without each of its words in turn.
+SIZES = 1, 16, 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Hit:
+    """A crop that was found.
+
+    rank: from 1. score: the cosine of query and crop. number: of the crop in the index.
+    photograph: whether it is shaped like a whole photograph, of which a score says
+    little; see `scan.looks_like_a_photograph`.
+    """
+
+    rank: int
+    score: float
+    number: int
+    crop: Crop
+    photograph: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Searcher:
+    """Answers queries from an index. approximate: see `Gallery.top_k`."""
+
+    encoder: Encoder
+    index: Index
+    gallery: Gallery
+    approximate: bool = False
+
+    def by_text(self, sentences: Sequence[str], k: int) -> list[list[Hit]]:
+        """The k best crops of each sentence, best first; all crops where k is more.
+
+        Raises UserError for k below 1, and for a sentence of which the model reads
+        nothing.
+        """
+        for sentence, read in zip(sentences, self._parse(sentences), strict=True):
+            if read.empty:
+                raise UserError(
+                    f"the sentence '{sentence}' has nothing that the model reads; "
+                    "describe a person in words"
+                )
+        return self._best(self._embed_texts(sentences, "sentences"), k)
+
+    def by_picture(self, pictures: Sequence[Image.Image], k: int) -> list[list[Hit]]:
+        """The k best crops of each picture, of any size and mode; see `by_text`."""
+        out = []
+        for some in _portions(pictures, "pictures"):
+            filled = [*some, *[some[-1]] * (_size(some) - len(some))]
+            rows = self.encoder.encode_image(filled, batch_size=_size(some))
+            out.append(rows[: len(some)])
+        return self._best(np.concatenate(out) if out else None, k)
+
+    def like(self, number: int, k: int) -> list[Hit]:
+        """The k crops most like crop `number`, itself left out: by its embedding.
+
+        Raises UserError where there is no such crop, and for k below 1.
+        """
+        if not 0 <= number < len(self.index):
+            raise UserError(
+                f"the index has no crop {number}; it has {len(self.index)}, from 0"
+            )
+        _check(k)
+        found = self._best(self._rows([number]), k + 1)[0]
+        others = [hit for hit in found if hit.number != number][:k]
+        return [
+            dataclasses.replace(hit, rank=rank) for rank, hit in enumerate(others, 1)
+        ]
+
+    def words(self, sentence: str, hits: Sequence[Hit]) -> Words:
+        """Which words of a sentence mattered for some crops; see `words.Words`."""
+        return self.words_of([sentence], [hits])[0]
+
+    def words_of(
+        self, sentences: Sequence[str], hits: Sequence[Sequence[Hit]]
+    ) -> list[Words]:
+        """The same for many sentences, each with crops of its own, in large batches."""
+        read = self._parse(sentences)
+        variants = [one.variants() for one in read]
+        texts = self._embed_texts([v for some in variants for v in some], "words")
+        parts = np.split(texts, np.cumsum([len(some) for some in variants])[:-1])
+        crops = [self._rows([hit.number for hit in some]) for some in hits]
+        return [
+            attribution.effects(*both) for both in zip(read, parts, crops, strict=True)
+        ]
+
+    def notes(self, sentence: str) -> list[str]:
+        """What a person should know of how the model reads a sentence."""
+        return attribution.notes(self._parse([sentence])[0])
+
+    def _parse(self, sentences: Sequence[str]) -> list[attribution.Sentence]:
+        reader = self.encoder.tokenizer, self.encoder.lengths[-1]
+        return [attribution.parse(sentence, *reader) for sentence in sentences]
+
+    def _rows(self, numbers: Sequence[int]) -> np.ndarray:
+        """(n, P) float32 embeddings of some crops."""
+        rows = self.index.embeddings[np.array(numbers, np.int64)]
+        return np.asarray(rows, np.float32)
+
+    def _embed_texts(self, sentences: Sequence[str], what: str) -> np.ndarray | None:
+        out = []
+        for some in _portions(sentences, what):
+            filled = [*some, *[some[-1]] * (_size(some) - len(some))]
+            rows = self.encoder.encode_text(filled, batch_size=_size(some))
+            out.append(rows[: len(some)])
+        return np.concatenate(out) if out else None
+
+    def _best(self, queries: np.ndarray | None, k: int) -> list[list[Hit]]:
+        """(Q, P) or none at all -> the hits of each."""
+        _check(k)
+        if queries is None:
+            return []
+        k = min(k, len(self.index))
+        found = self.gallery.top_k(queries, k, approximate=self.approximate)
+        return [
+            [
+                self._hit(rank, *one)
+                for rank, one in enumerate(zip(*both, strict=True), 1)
+            ]
+            for both in zip(*found, strict=True)
+        ]
+
+    def _hit(self, rank: int, score: float, number: int) -> Hit:
+        crop = self.index[int(number)]
+        photograph = looks_like_a_photograph(crop.height, crop.width)
+        return Hit(rank, float(score), int(number), crop, photograph)
+
+
+def _check(k: int) -> None:
+    if k < 1:
+        raise UserError(f"k={k} must be 1 or more: so many crops are shown")
+
+
+def _size(items: Sequence) -> int:
+    """The smallest of `SIZES` that holds so many, or the largest."""
+    return next((size for size in SIZES if size >= len(items)), SIZES[-1])
+
+
+def _portions(items: Sequence, what: str) -> list[Sequence]:
+    """As many at once as `SIZES` has at most, with a progress bar."""
+    starts = range(0, len(items), SIZES[-1])
+    return progress([items[i : i + SIZES[-1]] for i in starts], what)
+
+
+def make(encoder: Encoder, index: Index, *, approximate: bool = False) -> Searcher:
+    """A searcher of an index, with the model that made it, on its devices."""
+    gallery = Gallery(index.embeddings, encoder.mesh)
+    return Searcher(encoder, index, gallery, approximate)
+
+
+def open_searcher(
+    folder: str | os.PathLike,
+    *,
+    model: str = "",
+    checkpoint: str = "",
+    mesh: Mesh | None = None,
+    dtype: str = "",
+    approximate: bool = False,
+) -> Searcher:
+    """Opens an index, with the model that made it.
+
+        import unipt_jax
+
+        searcher = unipt_jax.open_index("runs/quickstart/index")
+        for hit in searcher.by_text(["a woman in a red coat"], k=10)[0]:
+            print(hit.rank, f"{hit.score:.3f}", searcher.index.file(hit.number))
+
+    model: where it lies now, if not where it was; checkpoint: of a run, if another step
+    than then; both must be the very model that the index was made with. mesh, dtype:
+    see `encoder.load`. approximate: see `Gallery.top_k`.
+    Raises UserError where there is no index, its model is gone, or is another one now.
+    """
+    index = indexes.read(folder)
+    encoder = load_model(
+        index, model=model, checkpoint=checkpoint, mesh=mesh, dtype=dtype
+    )
+    return make(encoder, index, approximate=approximate)
+
+
+def load_model(
+    index: Index,
+    *,
+    model: str = "",
+    checkpoint: str = "",
+    mesh: Mesh | None = None,
+    dtype: str = "",
+) -> Encoder:
+    """The model that an index was made with; see `open_searcher`."""
+    made = index.model
+    name = model or made.name
+    if not model and os.path.isabs(name) and not os.path.exists(name):
+        raise UserError(
+            f"the index {index.folder} was made with {name}, which is gone; bring it "
+            "back, or say with --config.model=DIR where it is now"
+        )
+    encoder = encoders.load(
+        name,
+        checkpoint=checkpoint or made.checkpoint,
+        mesh=mesh,
+        dtype=dtype,
+        size=made.size,
+        fit=made.fit,
+    )
+    check_model(encoder, index)
+    return encoder
+
+
+def check_model(encoder: Encoder, index: Index) -> None:
+    """Raises UserError where an index is of another model, whose space is another."""
+    made = index.model
+    if encoder.fingerprint == made.fingerprint:
+        return
+    parts = encoder.identity
+    differ = [name for name in parts if parts[name] != made.parts.get(name)]
+    raise UserError(
+        f"the index {index.folder} was made with {made.said}, and {encoder.name} is "
+        f"another model now (other {', '.join(differ)}), so their embeddings cannot be "
+        "compared; go back to that one with --config.model=DIR or "
+        "--config.checkpoint=STEP, or make the index anew with --config.model=DIR "
+        "--config.images=DIR --config.overwrite=True"
+    )
