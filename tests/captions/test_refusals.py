@@ -8,8 +8,8 @@ import subprocess
 import captioning
 import pytest
 
-from unipt_jax.captions import generate, loading, pictures
-from unipt_jax.data import records
+from unipt_jax.captions import generate, pictures
+from unipt_jax.data import folders, records
 from unipt_jax.data.records import PersonRecord
 
 
@@ -181,7 +181,7 @@ def test_a_store_that_fails_stops_the_job_and_skips_no_image(
     captioner, whole, tmp_path, monkeypatch
 ):
     """An outage is no fault of the images that come in it."""
-    monkeypatch.setattr(loading, "PAUSE", 0.0)
+    monkeypatch.setattr(folders, "PAUSE", 0.0)
     real, calls = pictures.FilePictures.__getitem__, []
 
     def failing(self, index):

@@ -4,19 +4,17 @@ import collections
 import concurrent.futures
 import dataclasses
 import threading
-import time
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from unipt_jax.captions.outputs import Row
 from unipt_jax.captions.pictures import Pictures
-from unipt_jax.data import images
+from unipt_jax.data import folders, images
 from unipt_jax.data.records import PersonRecord
-from unipt_jax.errors import UserError, of_the_file
+from unipt_jax.errors import UserError
 
 AHEAD = 3  # batches that are read while one is decided about
-TRIES, PAUSE = 4, 2.0  # of reading from a store that fails, and seconds between
 
 
 @dataclasses.dataclass
@@ -50,19 +48,7 @@ class Loader:
     def _record(self, index: int) -> PersonRecord:
         """The image's file. Raises OSError for a file that cannot be read, UserError
         for a store that cannot."""
-        for left in reversed(range(TRIES)):
-            try:
-                return self.source[index]
-            except OSError as error:
-                if of_the_file(error):
-                    raise
-                if not left:
-                    raise UserError(
-                        f"{self.source.name} cannot be read any more ({error}); run the "
-                        "same command again when it can"
-                    ) from error
-                time.sleep(PAUSE)
-        raise AssertionError("not reached")
+        return folders.patiently(lambda: self.source[index], self.source.name)
 
     def _pixels(self, encoded: bytes) -> np.ndarray:
         try:

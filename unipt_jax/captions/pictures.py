@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from etils import epath
 
+from unipt_jax.data import folders
 from unipt_jax.data.images import LARGEST, SUFFIXES
 from unipt_jax.data.records import PersonRecord, Records
 from unipt_jax.errors import UserError
@@ -148,20 +149,13 @@ def _walk(root: pathlib.Path) -> list[str]:
 
     Links are followed, but into no folder twice: they may lead round in circles.
     """
-    found, seen = [], {os.path.realpath(root)}
-    for folder, below, files in os.walk(root, onerror=_refuse, followlinks=True):
-        below[:] = [
-            name
-            for name in sorted(below)
-            if (real := os.path.realpath(os.path.join(folder, name))) not in seen
-            and not seen.add(real)
-        ]
-        there = pathlib.PurePath(folder).relative_to(root)
-        found += [
-            (there / file).as_posix()
-            for file in files
-            if file.lower().endswith(SUFFIXES)
-        ]
+    seen = {os.path.realpath(root)}
+
+    def enter(folder: os.DirEntry) -> bool:
+        real = os.path.realpath(folder.path)
+        return real not in seen and not seen.add(real)
+
+    found = [path for path, _ in folders.pictures(root, enter=enter, unlisted=_refuse)]
     if not found:
         raise UserError(
             f"no image in {root} ({', '.join(SUFFIXES)}), at any depth; give a folder "

@@ -12,6 +12,7 @@ ORIENTATION = 0x0112  # the EXIF tag
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm")
 LARGEST = 1 << 29  # bytes of a file
 LARGEST_PIXELS = 1 << 26  # of a picture: a small file may claim to hold terabytes
+Box = tuple[int, int, int, int]  # x, y, w, h in pixels of the upright picture
 _TURN = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -41,6 +42,28 @@ def _opened(encoded: bytes) -> Iterator[Image.Image]:
         raise
     except Exception as error:  # SyntaxError, struct.error, DecompressionBombError ...
         raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+def upright(encoded: bytes) -> Image.Image:
+    """The whole picture in a file, RGB, turned upright. Raises OSError if it is damaged."""
+    with _opened(encoded) as image:
+        return upright_rgb(image)
+
+
+def within(box: Box, height: int, width: int) -> Box | None:
+    """What of a box lies in a picture of that size; None where nothing does."""
+    x, y, w, h = box
+    left, top = max(x, 0), max(y, 0)
+    right, bottom = min(x + w, width), min(y + h, height)
+    if right <= left or bottom <= top:
+        return None
+    return left, top, right - left, bottom - top
+
+
+def cut(image: Image.Image, box: Box) -> Image.Image:
+    """The part of an upright picture that a box inside it shows."""
+    x, y, w, h = box
+    return image.crop((x, y, x + w, y + h))
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
@@ -77,7 +100,13 @@ def resize(
     both sides, as CLIP's own preprocessing does (of a tall crop it cuts head and
     feet); "pad" shows the whole picture in its own shape, centred on black.
     """
-    image = upright_rgb(image)
+    return fitted(upright_rgb(image), height, width, fit)
+
+
+def fitted(
+    image: Image.Image, height: int, width: int, fit: str = "squeeze"
+) -> np.ndarray:
+    """As `resize`, of a picture that is upright RGB: its EXIF block is not read."""
     if image.size == (width, height):
         return np.asarray(image)
     if fit == "squeeze":
@@ -167,10 +196,19 @@ def as_stored(
         return out.getvalue()
 
 
-def thumbnail(encoded: bytes, height: int = 256) -> bytes:
-    """A JPEG of at most this height, for pages."""
-    with _opened(encoded) as image:
-        small = upright_rgb(image)
+def thumbnail(encoded: bytes, height: int = 256, box: Box | None = None) -> bytes:
+    """A JPEG of at most this height, for pages; of what lies in the box, if one is given.
+
+    Raises OSError for a damaged file, and for a box that lies outside of the picture.
+    """
+    small = upright(encoded)
+    if box is not None:
+        inside = within(box, small.height, small.width)
+        if inside is None:
+            raise OSError(
+                f"no part of the box {box} lies in {small.width}x{small.height}"
+            )
+        small = cut(small, inside)
     small.thumbnail((4 * height, height))
     out = io.BytesIO()
     small.save(out, "JPEG", quality=85)
@@ -186,5 +224,4 @@ def size(encoded: bytes) -> tuple[int, int]:
 def measure(encoded: bytes) -> tuple[int, int]:
     """Height and width of a picture, all of which was read. Raises OSError if it is
     damaged."""
-    with _opened(encoded) as image:
-        return upright_rgb(image).size[::-1]
+    return upright(encoded).size[::-1]
