@@ -1,0 +1,165 @@
+"""Folders of pictures in, the files to index out; and reading one, wherever links lead."""
+
+import os
+import stat
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from unipt_jax.data import folders as trees
+from unipt_jax.data.images import LARGEST, SUFFIXES
+from unipt_jax.errors import UserError, of_the_file
+
+# What the shape of a picture is judged by: see `looks_like_a_photograph`.
+SLIM, SLIM_IF_LARGE, LARGE = 1.6, 2.0, 2_000_000
+OUTSIDE = "a link that leads out of the folder"
+NO_FILE = "no file, but a folder or a device"
+_Size = TypeVar("_Size", int, np.ndarray)
+
+
+class File(NamedTuple):
+    """A file that may be a picture.
+
+    folder: number of the folder that it was found in. path: below that, to the byte.
+    bytes, mtime_ns: its size and when it was changed.
+    """
+
+    folder: int
+    path: bytes
+    bytes: int
+    mtime_ns: int
+
+
+class Found(NamedTuple):
+    """What there is. files: in the order of folders and paths. skipped: what cannot be
+    read, as (folder, path) -> the reason."""
+
+    files: list[File]
+    skipped: dict[tuple[int, bytes], str]
+
+
+def looks_like_a_photograph(height: _Size, width: _Size) -> bool | np.ndarray:
+    """Whether a picture is not shaped like a crop of one person.
+
+    A rule of shape, no detector: it sees no person, takes a crop of someone who sits or
+    rides for a photograph, and a slim photograph of a crowd for a crop. A crop of a
+    standing person is 2 to 3 times as high as wide; a picture is doubted below 1.6
+    times, and of more than 2 million pixels, which crops seldom have, below 2 times.
+    Of arrays, element by element.
+    """
+    large = height * width > LARGE
+    return (height < SLIM * width) | (large & (height < SLIM_IF_LARGE * width))
+
+
+def shown(path: bytes) -> str:
+    """A path as people read it: bytes that are no UTF-8 stand as \\xe9."""
+    return path.decode("utf-8", "backslashreplace")
+
+
+def folders(names: Sequence[str]) -> tuple[str, ...]:
+    """Absolute paths of folders of pictures. Raises UserError for what is no folder, and
+    for one that lies in another: its pictures would be found twice."""
+    reals: dict[str, str] = {}
+    for name in names:
+        if "://" in name:
+            raise UserError(f"{name} is no local folder; copy its pictures to one")
+        path = os.path.abspath(os.path.expanduser(name))
+        if not os.path.isdir(path):
+            said = "is a file" if os.path.exists(path) else "is not there"
+            raise UserError(f"{path} {said}; give a folder of pictures")
+        real = os.path.realpath(path)
+        for other, known in reals.items():
+            if _inside(real, known) or _inside(known, real):
+                raise UserError(
+                    f"of {other} and {path} one lies in the other, and its pictures "
+                    "would be found twice; give the outer one alone"
+                )
+        reals[path] = real
+    return tuple(reals)
+
+
+def scan(folders: Sequence[str]) -> Found:
+    """All pictures below folders, by name: none is opened.
+
+    Links to folders are not followed, for what is below is found at its own place, or
+    lies elsewhere. Links to files are, where they stay inside. Raises UserError where
+    there is no picture, or a folder cannot be listed for a reason other than its own.
+    """
+    found = Found([], {})
+    for number, folder in enumerate(folders):
+        _scan(number, folder, found)
+    if not found.files:
+        more = f"; {len(found.skipped)} cannot be read" if found.skipped else ""
+        raise UserError(
+            f"no picture in {', '.join(folders)} ({', '.join(SUFFIXES)}), at any depth"
+            f"{more}; give a folder that holds some"
+        )
+    found.files.sort()
+    return found
+
+
+def _scan(number: int, folder: str, found: Found) -> None:
+    real = os.path.realpath(folder)
+
+    def skip(path: str, reason: str) -> None:
+        found.skipped[number, os.fsencode(os.path.relpath(path, folder))] = reason
+
+    def enter(entry: os.DirEntry) -> bool:
+        if not entry.is_symlink():
+            return True
+        if not _inside(os.path.realpath(entry.path), real):
+            skip(entry.path, OUTSIDE)
+        return False
+
+    def unlisted(error: OSError) -> None:
+        if not of_the_file(error):
+            raise UserError(
+                f"{error.filename} cannot be listed ({error.strerror}); run the same "
+                "command again when it can"
+            ) from error
+        skip(os.fspath(error.filename), f"cannot be listed: {error.strerror}")
+
+    for path, entry in trees.pictures(folder, enter=enter, unlisted=unlisted):
+        try:
+            if entry.is_symlink() and not _inside(os.path.realpath(entry.path), real):
+                skip(entry.path, OUTSIDE)
+                continue
+            known = entry.stat()
+        except OSError as error:
+            skip(entry.path, error.strerror)
+            continue
+        if not stat.S_ISREG(known.st_mode):
+            skip(entry.path, NO_FILE)
+            continue
+        found.files.append(
+            File(number, os.fsencode(path), known.st_size, known.st_mtime_ns)
+        )
+
+
+def _inside(real: str, folder: str) -> bool:
+    """Whether a path, without links, is a folder's or lies below it."""
+    return real == folder or real.startswith(folder.rstrip("/") + "/")
+
+
+def read(folder: str, path: bytes) -> tuple[bytes, os.stat_result]:
+    """A file's content, and what is known of it.
+
+    Raises OSError where it is gone, no file, too large for a picture, or where it lies
+    outside of the folder by now, through links or "..": what is read may be served.
+    """
+    real = os.path.realpath(os.path.join(folder, os.fsdecode(path)))
+    if not _inside(real, os.path.realpath(folder)):
+        raise OSError(OUTSIDE)
+    # Not waiting for a pipe, nor following what has become a link since.
+    descriptor = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+    try:
+        known = os.fstat(descriptor)
+        if not stat.S_ISREG(known.st_mode):
+            raise OSError(NO_FILE)
+        if known.st_size > LARGEST:
+            raise OSError(f"a file of {known.st_size >> 20} MB is no picture")
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(LARGEST), known
+    finally:
+        os.close(descriptor)
