@@ -94,11 +94,17 @@ def merge(
     scores: jax.Array, indices: jax.Array, tile: jax.Array, offset: ArrayLike
 ) -> tuple[jax.Array, jax.Array]:
     """The k best of (B, k) scores and indices, best first, and of the tile (B, M)."""
-    k = scores.shape[1]
-    new, place = _best(tile, min(k, tile.shape[1]))
+    new, place = _best(tile, min(scores.shape[1], tile.shape[1]))
+    return join(scores, indices, new, place + offset)
+
+
+def join(
+    scores: jax.Array, indices: jax.Array, new: jax.Array, place: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The k best of (B, k) scores and indices and of new ones (B, K) behind them."""
     # The old ones are of lower indices and stand first, so they win among equals.
-    indices = jnp.concatenate([indices, place + offset], axis=1)
-    scores, place = lax.top_k(jnp.concatenate([scores, new], axis=1), k)
+    indices = jnp.concatenate([indices, place], axis=1)
+    scores, place = lax.top_k(jnp.concatenate([scores, new], axis=1), scores.shape[1])
     return scores, jnp.take_along_axis(indices, place, axis=1)
 
 
