@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jax.sharding import Mesh
@@ -61,16 +61,13 @@ class Searcher:
                     f"the sentence '{sentence}' has nothing that the model reads; "
                     "describe a person in words"
                 )
-        return self._best(self._embed_texts(sentences, "sentences"), k)
+        rows = self._embed(sentences, self.encoder.encode_text, "sentences")
+        return self._best(rows, k)
 
     def by_picture(self, pictures: Sequence[Image.Image], k: int) -> list[list[Hit]]:
         """The k best crops of each picture, of any size and mode; see `by_text`."""
-        out = []
-        for some in _portions(pictures, "pictures"):
-            filled = [*some, *[some[-1]] * (_size(some) - len(some))]
-            rows = self.encoder.encode_image(filled, batch_size=_size(some))
-            out.append(rows[: len(some)])
-        return self._best(np.concatenate(out) if out else None, k)
+        rows = self._embed(pictures, self.encoder.encode_image, "pictures")
+        return self._best(rows, k)
 
     def like(self, number: int, k: int) -> list[Hit]:
         """The k crops most like crop `number`, itself left out: by its embedding.
@@ -98,8 +95,10 @@ class Searcher:
         """The same for many sentences, each with crops of its own, in large batches."""
         read = self._parse(sentences)
         variants = [one.variants() for one in read]
-        texts = self._embed_texts([v for some in variants for v in some], "words")
-        parts = np.split(texts, np.cumsum([len(some) for some in variants])[:-1])
+        texts = [text for some in variants for text in some]
+        rows = self._embed(texts, self.encoder.encode_text, "words")
+        ends = np.cumsum([len(some) for some in variants])
+        parts = np.split(rows, ends)[:-1]  # behind the last end is nothing
         crops = [self._rows([hit.number for hit in some]) for some in hits]
         return [
             attribution.effects(*both) for both in zip(read, parts, crops, strict=True)
@@ -118,18 +117,21 @@ class Searcher:
         rows = self.index.embeddings[np.array(numbers, np.int64)]
         return np.asarray(rows, np.float32)
 
-    def _embed_texts(self, sentences: Sequence[str], what: str) -> np.ndarray | None:
-        out = []
-        for some in _portions(sentences, what):
-            filled = [*some, *[some[-1]] * (_size(some) - len(some))]
-            rows = self.encoder.encode_text(filled, batch_size=_size(some))
-            out.append(rows[: len(some)])
-        return np.concatenate(out) if out else None
+    def _embed(self, items: Sequence, encode: Callable, what: str) -> np.ndarray:
+        """(n, P) embeddings of sentences or pictures, as many at once as `SIZES` has."""
+        out = [np.zeros((0, self.encoder.model.width), np.float32)]
+        starts = range(0, len(items), SIZES[-1])
+        for begin in progress(starts, what):
+            some = list(items[begin : begin + SIZES[-1]])
+            size = next(size for size in SIZES if size >= len(some))
+            filled = some + some[-1:] * (size - len(some))
+            out.append(encode(filled, batch_size=size)[: len(some)])
+        return np.concatenate(out)
 
-    def _best(self, queries: np.ndarray | None, k: int) -> list[list[Hit]]:
-        """(Q, P) or none at all -> the hits of each."""
+    def _best(self, queries: np.ndarray, k: int) -> list[list[Hit]]:
+        """The hits of each of (Q, P) queries."""
         _check(k)
-        if queries is None:
+        if not len(queries):
             return []
         k = min(k, len(self.index))
         found = self.gallery.top_k(queries, k, approximate=self.approximate)
@@ -150,17 +152,6 @@ class Searcher:
 def _check(k: int) -> None:
     if k < 1:
         raise UserError(f"k={k} must be 1 or more: so many crops are shown")
-
-
-def _size(items: Sequence) -> int:
-    """The smallest of `SIZES` that holds so many, or the largest."""
-    return next((size for size in SIZES if size >= len(items)), SIZES[-1])
-
-
-def _portions(items: Sequence, what: str) -> list[Sequence]:
-    """As many at once as `SIZES` has at most, with a progress bar."""
-    starts = range(0, len(items), SIZES[-1])
-    return progress([items[i : i + SIZES[-1]] for i in starts], what)
 
 
 def make(encoder: Encoder, index: Index, *, approximate: bool = False) -> Searcher:

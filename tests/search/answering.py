@@ -1,0 +1,61 @@
+"""An index of real crops without an update, for tests of its answers."""
+
+import io
+import json
+import pathlib
+
+import numpy as np
+import searching
+from PIL import Image
+
+from unipt_jax.search import index
+
+
+def pictures(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The pictures of a folder, sorted."""
+    return sorted(folder.rglob("*.jpg"))
+
+
+def opened(file: pathlib.Path) -> Image.Image:
+    """A picture by Pillow alone."""
+    return Image.open(io.BytesIO(file.read_bytes()))
+
+
+def model_of(encoder, name: pathlib.Path, **changes) -> index.Model:
+    """What an index says of the model that made it."""
+    fields = dict(
+        name=str(name),
+        checkpoint="best",
+        size=None,
+        fit="squeeze",
+        fingerprint=encoder.fingerprint,
+        parts=encoder.identity,
+        said=encoder.name,
+        width=encoder.model.width,
+    )
+    return index.Model(**(fields | changes))
+
+
+def write_index(
+    folder: pathlib.Path, encoder, name: pathlib.Path, crops: pathlib.Path, **changes
+) -> index.Index:
+    """An index of a folder of crops, one after another; changes: see `index.write`."""
+    files = pictures(crops)
+    states = [file.stat() for file in files]
+    shapes = [opened(file).size for file in files]
+    table = searching.entries(
+        [str(file.relative_to(crops)) for file in files],
+        bytes=[state.st_size for state in states],
+        mtime_ns=[state.st_mtime_ns for state in states],
+        width=[width for width, _ in shapes],
+        height=[height for _, height in shapes],
+    )
+    rows = np.concatenate([encoder.encode_image([opened(file)]) for file in files])
+    fields = dict(folders=[str(crops)], entries=table, rows=[rows], dtype="float32")
+    fields |= dict(model=model_of(encoder, name))
+    return index.write(folder, **(fields | changes))
+
+
+def results(folder: pathlib.Path) -> dict:
+    """What results.json holds."""
+    return json.loads((folder / "results.json").read_text())
