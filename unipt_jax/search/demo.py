@@ -239,6 +239,7 @@ def _gradio() -> Any:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ["GRADIO_TEMP_DIR"] = folder
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_RUN_HISTORY"] = "False"  # questions and answers, in the browser
     try:
         import gradio
     except ImportError as error:
@@ -325,7 +326,6 @@ def application(page: Page, names: Sequence[str] = ()) -> Guard:
         path="/",
         allowed_paths=[],
         footer_links=[],
-        run_history=False,
         show_error=False,
         ssr_mode=False,
         enable_monitoring=False,
