@@ -12,17 +12,12 @@ size that no such matrix fits: Rank-k and the ten best.
 """
 
 import argparse
-import json
 import os
-import subprocess
-import sys
-import time
-from pathlib import Path
 from statistics import median
 
 import numpy as np
 
-from benchmarks import report
+from benchmarks import report, sides
 
 FIGURES = ("rank1", "rank5", "rank10", "map", "minp")
 SIZES = ("queries", "gallery", "identities", "dim")
@@ -52,14 +47,14 @@ def main() -> None:
 
 def compare(args: argparse.Namespace) -> dict:
     """Ours and PyTorch's argsort in turn."""
-    sides = {name: Side(name, args) for name in ("ours", "torch")}
-    first = {name: side.run() for name, side in sides.items()}  # with compilation
+    both = {name: start(name, args) for name in ("ours", "torch")}
+    first = {name: side.run() for name, side in both.items()}  # with compilation
     turns = [
-        {name: side.run()["seconds"] for name, side in sides.items()}
+        {name: side.run()["seconds"] for name, side in both.items()}
         for _ in range(args.repeats)
     ]
-    ours, torch = (median(turn[name] for turn in turns) for name in sides)
-    for side in sides.values():
+    ours, torch = (median(turn[name] for turn in turns) for name in both)
+    for side in both.values():
         side.end()
     result = first["ours"]["result"]
     return {
@@ -80,7 +75,7 @@ def measure_ours(args: argparse.Namespace) -> dict:
     """Rank-k, and the ten best, each in a process of its own."""
     figures = {"benchmark": "rank_million"}
     for name in ("ours", "top10"):
-        side = Side(name, args)
+        side = start(name, args)
         answers = [side.run() for _ in range(args.repeats)]
         side.end()
         key = "rank" if name == "ours" else name
@@ -93,52 +88,15 @@ def measure_ours(args: argparse.Namespace) -> dict:
     return figures
 
 
-class Side:
-    """A process that holds the embeddings and evaluates them when told to."""
-
-    def __init__(self, name: str, args: argparse.Namespace):
-        report.progress(f"{name}: making the embeddings in a process of its own")
-        command = [sys.executable, "-m", "benchmarks.rank", "--side", name]
-        for size in SIZES:
-            command += [f"--{size}", str(getattr(args, size))]
-        self.name = name
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self._answer()
-
-    def run(self) -> dict:
-        """`seconds`, `mb_above_data` and the `result` of one evaluation."""
-        self.process.stdin.write("run\n")
-        self.process.stdin.flush()
-        answer = self._answer()
-        report.progress(f"{self.name}: {answer['seconds']:.3f} s")
-        return answer
-
-    def end(self) -> None:
-        self.process.communicate()
-
-    def _answer(self) -> dict:
-        line = self.process.stdout.readline()
-        if not line:
-            code = self.process.wait()
-            raise SystemExit(f"the process of {self.name} ended with exit code {code}")
-        return json.loads(line)
+def start(name: str, args: argparse.Namespace) -> sides.Side:
+    """The process of one side, its embeddings made."""
+    sizes = [f"--{size}={getattr(args, size)}" for size in SIZES]
+    return sides.Side(name, "rank", ["--side", name, *sizes])
 
 
 def serve(args: argparse.Namespace) -> None:
-    """Evaluate once for every line on stdin, and answer on stdout."""
-    run = SIDES[args.side](*embeddings(args))
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew, from here
-    before = report.peak_rss_mb()  # imports and data
-    print(json.dumps({"ready": args.side}), flush=True)
-    for _ in sys.stdin:
-        start = time.perf_counter()
-        result = run()
-        seconds = time.perf_counter() - start
-        above = report.peak_rss_mb() - before
-        answer = {"seconds": seconds, "mb_above_data": above, "result": result}
-        print(json.dumps(answer), flush=True)
+    """Evaluates once for every line on stdin, and answers on stdout."""
+    sides.serve({"run": SIDES[args.side](*embeddings(args))})
 
 
 def difference(ours: dict[str, float], torch: dict[str, float]) -> float:
