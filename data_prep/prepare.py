@@ -7,7 +7,6 @@ killed goes on from there; `OUT` appears when all is there.
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import json
@@ -312,16 +311,10 @@ def alone(folder: epath.Path, out: epath.Path) -> Iterator[None]:
     if folder.is_file():
         raise UserError(f"{folder} is a file; remove it, or give another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"another process is preparing {out} now; wait for it, or give another "
-                "--out"
-            ) from error
-        except OSError:  # a file system without locks
-            pass
+    refusal = (
+        f"another process is preparing {out} now; wait for it, or give another --out"
+    )
+    with shards.alone(folder, refusal):
         yield
 
 

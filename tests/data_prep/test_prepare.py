@@ -14,12 +14,6 @@ from unipt_jax.data import records, shards
 from unipt_jax.data.records import UNKNOWN, PersonRecord, Records
 from unipt_jax.errors import UserError
 
-
-def files(folder):
-    """Its files, but for the lock, which every build opens."""
-    return {name: content for name, content in tree(folder).items() if name != "lock"}
-
-
 # --- what is written -----------------------------------------------------------------
 
 
@@ -186,11 +180,11 @@ def test_the_same_command_goes_on_with_what_is_left(begun, whole, tmp_path):
     ],
 )
 def test_another_command_is_refused_and_nothing_is_lost(begun, tmp_path, options, why):
-    before = files(tmp_path)
+    before = tree(tmp_path)
     said = refusal(*command(begun, tmp_path / "out", *options))
     assert f"{tmp_path}/out.partial was left by a build of another set" in said
     assert why in said and "remove it, give the same command as then" in said
-    assert files(tmp_path) == before
+    assert tree(tmp_path) == before
     assert here(*command(begun, tmp_path / "out"))[0] == 0
     assert names(tmp_path) == ["out", "raw"]
 
@@ -202,10 +196,10 @@ def test_another_tree_is_refused_and_nothing_is_lost(begun, tmp_path, change):
         building.picture(other, 1)
     else:
         image.rename(other if change == "renamed" else tmp_path / "kept.jpg")
-    before = files(tmp_path)
+    before = tree(tmp_path)
     said = refusal(*command(begun, tmp_path / "out"))
     assert "another set (other images or annotations)" in said
-    assert files(tmp_path) == before
+    assert tree(tmp_path) == before
 
 
 def test_what_one_run_leaves_out_the_next_one_may_want(begun, tmp_path, monkeypatch):

@@ -37,7 +37,7 @@ def entries(paths: list[bytes | str], **columns) -> pa.Table:
     n = len(paths)
     made_up = dict(folder=[0] * n, asked=[b""] * n, x=[0] * n, y=[0] * n)
     made_up |= dict(w=[WIDTH] * n, h=[HEIGHT] * n, bytes=range(n), mtime_ns=range(n))
-    made_up |= dict(digest=[number.to_bytes(32) for number in range(n)])
+    made_up |= dict(digest=[(number + 1).to_bytes(32) for number in range(n)])
     made_up |= dict(height=[HEIGHT] * n, width=[WIDTH] * n)
     made_up["path"] = [p if isinstance(p, bytes) else p.encode() for p in paths]
     return pa.table(made_up | columns, schema=index.ENTRIES)

@@ -5,6 +5,7 @@ processes write side by side.
 """
 
 import contextlib
+import fcntl
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -36,6 +37,25 @@ def settle(partial: epath.Path, file: epath.Path) -> None:
 def partial_of(file: epath.Path) -> epath.Path:
     """Where this process writes a file before it has its name."""
     return file.with_name(f"{file.name}.{socket.gethostname()}-{os.getpid()}.partial")
+
+
+@contextlib.contextmanager
+def alone(folder: str | os.PathLike, refusal: str) -> Iterator[None]:
+    """Holds a folder that is there against other processes on this machine.
+
+    Raises UserError, with that sentence, while another holds it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(refusal) from error
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,183 @@
+"""Makes an index of folders of pictures, or brings one up to date.
+
+What is as it was is not opened; what was moved, copied or touched keeps its vector; the
+rest is embedded. Killed at any moment, the same command goes on, and ends with the same
+bytes.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from unipt_jax.data import shards
+from unipt_jax.encoder import Encoder
+from unipt_jax.errors import UserError
+from unipt_jax.search import boxes as csv
+from unipt_jax.search import index as indexes
+from unipt_jax.search import scan
+from unipt_jax.search.index import Index, Model
+from unipt_jax.search.parts import Parts
+from unipt_jax.search.work import Item, Work
+
+KEY = ("folder", "path", "asked")  # which entry is which
+
+
+def update(
+    encoder: Encoder,
+    model: Model,
+    folder: str | os.PathLike,
+    *,
+    images: Sequence[str],
+    boxes: str = "",
+    dtype: str = "float16",
+    batch_size: int,
+    threads: int = 8,
+    content: bool = False,
+    overwrite: bool = False,
+) -> Index:
+    """The index in `folder`, of all pictures that are below `images` now.
+
+    encoder: what embeds; model: what the index says of it. boxes: a CSV; with it, the
+    boxes that it gives are indexed, and no other picture. dtype: of embeddings that are
+    kept, which are unit vectors in float32, rounded: in float16 a cosine is off by less
+    than 0.0005. batch_size: pictures on all devices at a time. threads: that read.
+    content: every file is read, even if its size and time are as they were. overwrite:
+    no vector of the index that is there is kept, nor asked what made it.
+    Raises UserError where nothing can be read, where the index is of another model, and
+    while another update of it is running; Stopped after a SIGTERM.
+    """
+    place = indexes.local(folder)
+    if place.exists() and not place.is_dir():
+        raise UserError(
+            f"{place} is a file; give a folder for the index, or a new name"
+        )
+    names = scan.folders(images)
+    found = scan.scan(names)
+    items, left_out = _items(found, names, boxes)
+    if boxes:
+        print(f"{left_out} pictures are left out, which {boxes} does not name")
+    place.mkdir(parents=True, exist_ok=True)
+    refusal = f"another process is bringing the index {place} up to date; wait for it"
+    with shards.alone(place, refusal):
+        old = None
+        if indexes.exists(place) and not overwrite:
+            old = check_same(indexes.read(place), model, dtype)
+        key = dict(fingerprint=model.fingerprint, width=model.width, dtype=dtype)
+        parts = Parts(place, old, folders=names, **key)
+        work = Work(encoder, parts, names, batch_size, threads, dtype)
+        for (number, path), reason in found.skipped.items():
+            work.skip(number, scan.shown(path), reason)
+        numbers = work.run(items, content)
+        index = _write(place, old, work, numbers, model, dtype)
+        _report(index, old, work)
+        return index
+
+
+def check_same(old: Index, model: Model, dtype: str) -> Index:
+    """The index itself. Raises UserError if its vectors are another model's, with what
+    that differs in, or of another dtype."""
+    if old.model.fingerprint != model.fingerprint:
+        before, now = old.model.parts, model.parts
+        raise UserError(
+            f"the index {old.folder} was made by {old.model.said}, and this is "
+            f"{model.said}: they differ in {differences(before, now)}, and their vectors "
+            "cannot be compared; use another --workdir, or --config.overwrite=True to "
+            "make the index anew"
+        )
+    if old.embeddings.dtype != dtype:
+        raise UserError(
+            f"the index {old.folder} holds {old.embeddings.dtype}, not {dtype}; give "
+            f"--config.dtype={old.embeddings.dtype}, or --config.overwrite=True to make "
+            "it anew"
+        )
+    return old
+
+
+def differences(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """In what two models' `Encoder.identity` differ, for people."""
+    out = []
+    for name in sorted(before.keys() | now.keys()):
+        values = before.get(name, "unknown"), now.get(name, "unknown")
+        if values[0] != values[1]:
+            brief = max(map(len, values)) <= 32
+            out.append(f"{name} ({values[0]} and {values[1]})" if brief else name)
+    return " and ".join(out) or "their weights"
+
+
+def _items(
+    found: scan.Found, folders: Sequence[str], boxes: str
+) -> tuple[list[Item], int]:
+    """What to index, in the order of the index, and how many pictures are left out."""
+    if not boxes:
+        return [Item(file, None) for file in found.files], 0
+    asked = csv.read(boxes, folders, found)
+    for key in [key for key in found.skipped if key not in asked]:
+        del found.skipped[key]
+    items = [
+        Item(file, box)
+        for file in found.files
+        for box in sorted(asked.get((file.folder, file.path), ()))
+    ]
+    named = {(item.file.folder, item.file.path) for item in items}
+    return items, len(found.files) - len(named)
+
+
+def _write(place, old: Index | None, work: Work, numbers, model, dtype) -> Index:
+    """Writes the index of these rows; only what changed, where all its rows are there."""
+    skipped = sorted(work.skipped)
+    if not len(numbers):
+        path, reason = skipped[0]
+        work.parts.clear()
+        raise UserError(
+            f"none of {len(skipped)} pictures can be read ({path}: {reason}); nothing "
+            "is indexed, and an index that was there stays as it was"
+        )
+    fields = dict(folders=work.folders, model=model, skipped=skipped)
+    entries = work.parts.entries(numbers)
+    if old is not None and old.entries.equals(entries):
+        index = indexes.restate(old, **fields)
+    else:
+        rows = work.parts.vectors(numbers)
+        fields |= dict(entries=entries, rows=rows, dtype=dtype)
+        index = indexes.write(place, **fields)
+    work.parts.clear()
+    return index
+
+
+def _report(index: Index, old: Index | None, work: Work) -> None:
+    """Prints what was done."""
+    counts = work.counts
+    place = scan.shown(os.fsencode(index.folder))
+    embedded = f"embedded {counts['embedded'] + counts['earlier']}"
+    if counts["earlier"]:
+        embedded += f" ({counts['earlier']} of them before it was stopped)"
+    print(
+        f"index {place}: {len(index)} entries: kept {counts['kept']}, {embedded}, "
+        f"taken over {counts['taken over']}, dropped {_dropped(index, old)}, skipped "
+        f"{index.skipped}"
+        + (f" (see {place}/{indexes.SKIPPED})" if index.skipped else "")
+    )
+    shapes = (index.entries.column(name).to_numpy() for name in ("height", "width"))
+    large = np.flatnonzero(scan.looks_like_a_photograph(*shapes))
+    if len(large):
+        crop = index[int(large[0])]
+        print(
+            f"note: {len(large)} of {len(index)} entries are not shaped like a crop of "
+            f"one person, such as {crop.label} of {crop.width}x{crop.height}; a picture "
+            "of several persons, or of a scene, gets one vector for all of it and will "
+            "answer badly: cut the persons out, or give their boxes with "
+            f"--config.boxes=FILE, a CSV with {','.join(csv.COLUMNS)}"
+        )
+
+
+def _dropped(index: Index, old: Index | None) -> int:
+    """How many entries of the index as it was are not there any more."""
+    if old is None or index.generation == old.generation:
+        return 0
+
+    def keys(of: Index) -> set[tuple]:
+        columns = (of.entries.column(name).to_pylist() for name in KEY)
+        return {(of.folders[f], *rest) for f, *rest in zip(*columns, strict=True)}
+
+    return len(keys(old) - keys(index))
