@@ -4,6 +4,7 @@ import io
 import json
 import pathlib
 
+import finetuning
 import numpy as np
 import searching
 from PIL import Image
@@ -59,3 +60,25 @@ def write_index(
 def results(folder: pathlib.Path) -> dict:
     """What results.json holds."""
     return json.loads((folder / "results.json").read_text())
+
+
+def job(workdir: pathlib.Path, *fields: str, devices: int = 1) -> tuple[int, str]:
+    """Exit code and output of the search job: "k=3" is --config.k=3."""
+    flags = [f"--config.{field}" for field in fields]
+    argv = ["--config=configs/search.py", *flags, f"--workdir={workdir}"]
+    return finetuning.here(*argv, devices=devices)
+
+
+def done(workdir: pathlib.Path, *fields: str, devices: int = 1) -> str:
+    """The output of the job, which must succeed."""
+    code, output = job(workdir, *fields, devices=devices)
+    assert code == 0, output
+    return output
+
+
+def refused(workdir: pathlib.Path, *fields: str) -> str:
+    """The one sentence of the job, which must fail without a traceback."""
+    code, output = job(workdir, *fields)
+    assert code == 1 and "Traceback" not in output, output
+    [error] = [line for line in output.splitlines() if line.startswith("error: ")]
+    return error

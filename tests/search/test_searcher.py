@@ -226,7 +226,10 @@ def test_another_model_is_refused_by_name_and_in_what_it_differs(
         unipt_jax.open_index(tmp_path)
     said = str(refused.value)
     assert "made with runs/a step 3" in said and str(clip) in said
-    assert "other weights, fit)" in said and "overwrite=True" in said
+    assert (
+        "differ in fit (pad and squeeze) and weights," in said
+        and "overwrite=True" in said
+    )
 
 
 def test_a_model_that_is_gone_is_said_to_be_and_may_lie_elsewhere(

@@ -172,4 +172,9 @@ def strongest(words: Words) -> str:
     """The words that mattered most, strongest first."""
     mean = words.mean
     order = np.argsort(-np.abs(mean), kind="stable")[:TOLD]
-    return ", ".join(f"{words.words[i]} {mean[i]:+.3f}" for i in order)
+    return ", ".join(f"{words.words[i]} {signed(mean[i])}" for i in order)
+
+
+def signed(effect: float) -> str:
+    """An effect as a person reads it: "+0.031"; what is nothing has no minus."""
+    return f"{round(float(effect), 3) + 0.0:+.3f}"

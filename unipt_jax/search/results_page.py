@@ -42,6 +42,7 @@ TEMPLATE = """<!doctype html>
 {% macro picture(jpeg, name) %}<img alt="{{ name }}"
 {{- '' }} src="data:{{ jpeg.mime }};base64,{{ jpeg.base64 }}">{% endmacro %}
 <h1>Search results</h1><p class="sub">{{ subtitle }}</p>
+{% if legend %}<p class="sub">{{ legend }}</p>{% endif %}
 {% for text in warnings %}<p class="warning">{{ text }}</p>{% endfor %}
 {% for one in answers %}<section>
 <h2><span class="count">{{ loop.index }}</span> {% if one.asked %}{{ one.text }}
@@ -111,13 +112,13 @@ def render(index: Index, found: Sequence[Answer]) -> str:
         f"by {answers.plain(index.model.said)}; below each crop stand its rank, its "
         "score (cosine similarity) and its path."
     )
-    if any(one.words is not None for one in shown):
-        subtitle += f" {LEGEND}"
+    tinted = any(one.words is not None for one in shown)
     jpegs: dict[int, page.Picture | str] = {}
     template = jinja2.Environment(autoescape=True).from_string(TEMPLATE)
     return template.render(
         style=page.STYLE + STYLE,
         subtitle=subtitle,
+        legend=LEGEND if tinted else "",
         warnings=warnings,
         answers=[_section(index, one, jpegs) for one in progress(shown, "the page")],
     )
@@ -146,7 +147,7 @@ def tinted(words: Words) -> list[_Word]:
     for text, mean in zip(words.words, words.mean.tolist(), strict=True):
         colour = "66, 133, 244" if mean > 0 else "245, 145, 30"
         tint = f"rgba({colour}, {0.7 * abs(mean) / strongest:.2f})"
-        out.append(_Word(answers.plain(text), f"{mean:+.3f}", tint))
+        out.append(_Word(answers.plain(text), answers.signed(mean), tint))
     return out
 
 

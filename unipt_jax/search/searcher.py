@@ -17,6 +17,7 @@ from unipt_jax.search import words as attribution
 from unipt_jax.search.gallery import Gallery
 from unipt_jax.search.index import Crop, Index
 from unipt_jax.search.scan import looks_like_a_photograph
+from unipt_jax.search.update import differences
 from unipt_jax.search.words import Words
 
 # Sentences or pictures at once: few sizes, so that few programs are compiled. The first
@@ -222,12 +223,11 @@ def check_model(encoder: Encoder, index: Index) -> None:
     made = index.model
     if encoder.fingerprint == made.fingerprint:
         return
-    parts = encoder.identity
-    differ = [name for name in parts if parts[name] != made.parts.get(name)]
+    differ = differences(made.parts, encoder.identity)
     raise UserError(
         f"the index {index.folder} was made with {made.said}, and {encoder.name} is "
-        f"another model now (other {', '.join(differ)}), so their embeddings cannot be "
-        "compared; go back to that one with --config.model=DIR or "
-        "--config.checkpoint=STEP, or make the index anew with --config.model=DIR "
-        "--config.images=DIR --config.overwrite=True"
+        f"another model now: they differ in {differ}, so their embeddings cannot be "
+        "compared; make the index anew with --config.model=DIR --config.images=DIR "
+        "--config.overwrite=True, or, where it is kept, name what made it with "
+        "--config.model=DIR and --config.checkpoint=STEP"
     )
