@@ -211,7 +211,7 @@ def thumbnail(encoded: bytes, height: int = 256, box: Box | None = None) -> byte
         small = cut(small, inside)
     small.thumbnail((4 * height, height))
     out = io.BytesIO()
-    small.save(out, "JPEG", quality=85)
+    small.save(out, "JPEG", quality=85, comment=b"")  # PIL keeps that of the file
     return out.getvalue()
 
 
