@@ -224,7 +224,7 @@ def opened(encoded: bytes) -> Image.Image:
 def _small(picture: Image.Image) -> bytes:
     small, out = picture.copy(), io.BytesIO()
     small.thumbnail((512, 256))
-    small.save(out, "JPEG", quality=85)
+    small.save(out, "JPEG", quality=85, comment=b"")
     return out.getvalue()
 
 
@@ -412,6 +412,21 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+@contextlib.contextmanager
+def _told() -> Iterator[threading.Event]:
+    """What is set by Ctrl-C and SIGTERM, neither of which does anything else."""
+    told = threading.Event()
+    before = {
+        number: signal.signal(number, lambda *_: told.set())
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def serve(
     searcher: Searcher,
     *,
@@ -426,22 +441,16 @@ def serve(
     """
     if not upload_mb > 0:
         raise UserError(f"demo.upload_mb is {upload_mb}; give a number above 0")
-    told = threading.Event()
-    before = {
-        number: signal.signal(number, lambda *_: told.set())
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        with running(searcher, host=host, port=port, upload_mb=upload_mb) as url:
-            if not is_loopback(host):
-                print(
-                    f"warning: whoever can reach {host} can search these pictures and "
-                    "see them; there is no password",
-                    flush=True,
-                )
-            print(f"the page is at {url} (Ctrl-C ends it)", flush=True)
-            told.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with (
+        _told() as told,
+        running(searcher, host=host, port=port, upload_mb=upload_mb) as url,
+    ):
+        if not is_loopback(host):
+            print(
+                f"warning: whoever can reach {host or 'this machine'} can search these "
+                "pictures and see them; there is no password",
+                flush=True,
+            )
+        print(f"the page is at {url} (Ctrl-C ends it)", flush=True)
+        told.wait()
     print("\nthe page is closed", flush=True)

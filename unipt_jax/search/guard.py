@@ -21,7 +21,7 @@ _SESSION = r"[A-Za-z0-9]{1,64}"
 _OPEN = {
     "HEAD": re.compile("/"),
     "GET": re.compile(
-        r"/|/(assets|static)/[\w./-]+|(/gradio_api)?/theme\.css|/favicon\.ico"
+        r"/|/(assets|static)(/[\w-][\w.-]*)+|(/gradio_api)?/theme\.css|/favicon\.ico"
         r"|/manifest\.json|/gradio_api/(queue/data|startup-events)"
         rf"|/gradio_api/heartbeat/{_SESSION}",
         re.ASCII,
@@ -29,6 +29,7 @@ _OPEN = {
     "POST": re.compile(JOIN),
 }
 _EVENT = ("data", "event_data", "fn_index", "trigger_id", "session_hash")
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:\d{1,5})?", re.ASCII)
 _SMALL = 1 << 16  # bytes of an event beside its picture
 # All that a page may load is its own; nobody may frame it, or read it from elsewhere.
 # Gradio's components are scripts made from texts, which is what eval stands for.
@@ -98,18 +99,17 @@ class Guard:
         followed = headers.get("sec-fetch-mode") == "navigate" and path == "/"
         if site not in ("none", "same-origin") and not followed:
             raise Refused(403, "another site's page may not ask for this")
-        if method not in _OPEN or not _OPEN[method].fullmatch(path) or ".." in path:
+        if method not in _OPEN or not _OPEN[method].fullmatch(path):
             raise Refused(404, "there is no such page")
 
     def _is_ours(self, host: str) -> bool:
+        if not (said := _HOST.fullmatch(host)):
+            return False
+        name = said[1].strip("[]")
         try:
-            name = urlsplit(f"//{host}").hostname or ""
-            if name in self.names:
-                return True
-            ipaddress.ip_address(name)
+            return name in self.names or bool(ipaddress.ip_address(name))
         except ValueError:
             return False
-        return True
 
     async def _event(self, headers: Mapping[str, str], receive: Receive) -> bytes:
         """The body of an event, all of it. Raises Refused for a large or an odd one."""
