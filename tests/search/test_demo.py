@@ -1,0 +1,220 @@
+"""The page in a browser: what a person does, and what is then to be seen."""
+
+import importlib.util
+import os
+import pathlib
+import shutil
+import signal
+import threading
+
+import browser as browsers
+import numpy as np
+import pytest
+import serving
+from PIL import Image
+
+if importlib.util.find_spec("gradio") is None:
+    pytest.skip("gradio is not installed", allow_module_level=True)
+
+from unipt_jax.errors import UserError
+from unipt_jax.search import demo, demo_page
+
+SENTENCE = "a woman with a black bag"
+INPUT = "#sentence textarea, #sentence input"
+
+
+@pytest.fixture(scope="module")
+def searcher(clip, tmp_path_factory):
+    return serving.open_searcher(clip, tmp_path_factory.mktemp("demo"))
+
+
+@pytest.fixture(scope="module")
+def url(searcher):
+    with demo.running(searcher, upload_mb=0.5) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def browser(url, tmp_path_factory):
+    if browsers.CHROMIUM is None:
+        pytest.skip("no chromium")
+    with browsers.browser(tmp_path_factory.mktemp("browser")) as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(browser, url):
+    """The page as it opens; it must have complained of nothing when the test ends."""
+    browser.size(1280, 800)
+    browser.asked.clear()
+    browser.said.clear()
+    browser.open(url)
+    browser.until(f"!!document.querySelector({INPUT!r})")
+    yield browser
+    assert browser.said == []
+
+
+def answered(page, kind):
+    """Waits for an answer of that kind; its crops: number, rank, score and path."""
+    page.until(f"document.querySelector('.answer')?.dataset.kind == '{kind}'")
+    numbers = page.evaluate(
+        "[...document.querySelectorAll('[data-number]')].map(e => e.dataset.number)"
+    )
+    columns = (page.text(f".hits {part}") for part in (".line b", ".score", ".path"))
+    return list(zip(map(int, numbers), *columns, strict=True))
+
+
+def expected(searcher, hits):
+    """What the page should show of hits."""
+    labels = [searcher.index[hit.number].label for hit in hits]
+    return [
+        (hit.number, str(hit.rank), f"{hit.score:.3f}", label)
+        for hit, label in zip(hits, labels, strict=True)
+    ]
+
+
+def search(page, sentence=SENTENCE):
+    page.type(INPUT, sentence)
+    page.click("#search")
+    return answered(page, "text")
+
+
+def test_a_sentence_shows_what_the_searcher_finds_with_its_words(page, searcher):
+    hits = searcher.by_text([SENTENCE], 10)[0]
+    assert search(page) == expected(searcher, hits)
+    effects = searcher.words(SENTENCE, hits).mean
+    assert page.text(".word") == SENTENCE.split()
+    shown = page.evaluate("[...document.querySelectorAll('.word')].map(e => e.title)")
+    np.testing.assert_allclose([float(x) for x in shown], effects, atol=5e-5)
+    assert page.text(".legend") == [demo_page.WORDS_SAID]
+    # All pictures have arrived, and in their own shape.
+    assert page.evaluate(
+        "[...document.querySelectorAll('.hits img')].every(e => e.naturalHeight == 60)"
+    )
+
+
+def test_enter_searches_too_and_an_example_is_a_click_away(page, searcher):
+    page.type(INPUT, SENTENCE)
+    page.command("Input.dispatchKeyEvent", type="keyDown", key="Enter", text="\r")
+    answered(page, "text")
+    page.click(".examples button:nth-of-type(2)")
+    page.until(f"document.querySelector('.word')?.innerText == 'a' && "
+               f"document.querySelectorAll('.word').length == "
+               f"{len(demo.EXAMPLES[1].split())}")  # fmt: skip
+    hits = searcher.by_text([demo.EXAMPLES[1]], 10)[0]
+    assert answered(page, "text") == expected(searcher, hits)
+
+
+def test_a_click_on_a_crop_finds_more_like_it_and_there_is_a_way_back(page, searcher):
+    before = search(page)
+    number = before[2][0]
+    page.click(f"[data-number='{number}']")
+    assert answered(page, "like") == expected(searcher, searcher.like(number, 10))
+    page.click("[data-back]")
+    assert answered(page, "text") == before
+    assert page.text("[data-back]") == []  # there was nothing before
+
+
+def test_a_picture_finds_what_looks_like_it(page, searcher, tmp_path):
+    file = shutil.copy(searcher.index.file(5), tmp_path / "mine.jpg")
+    page.upload("#picker input", pathlib.Path(file))
+    hits = searcher.by_picture([Image.open(file)], 10)[0]
+    assert answered(page, "picture") == expected(searcher, hits)
+    assert hits[0].number == 5
+
+
+def test_a_picture_over_the_limit_is_refused_in_the_browser(page, tmp_path):
+    (tmp_path / "large.jpg").write_bytes(bytes(600_000))
+    page.upload("#picker input", tmp_path / "large.jpg")
+    page.until("document.querySelector('.picked').innerText != ''")
+    said = "large.jpg has 0.6 MB; choose one of at most 0.5 MB"
+    assert page.text(".picked") == [said]
+    assert page.text(".answer[data-kind=empty]") != []  # nothing was asked
+
+
+def test_no_sentence_is_an_error_in_one_sentence(page):
+    assert page.text(".answer[data-kind=empty]") != []
+    page.type(INPUT, " ")
+    page.click("#search")
+    page.until("document.querySelector('.answer').dataset.kind == 'error'")
+    said = "Write a sentence that describes a person, then search."
+    assert page.text("[role=alert]") == [said]
+
+
+def test_the_page_asks_nobody_but_its_own_server(page, url):
+    search(page)
+    elsewhere = {a for a in page.asked if not a.startswith((f"{url}/", "data:"))}
+    assert elsewhere == set()
+
+
+def test_odd_names_are_shown_as_they_are(page):
+    page.evaluate("window.untouched = true")
+    page.type("input[type=number]", "20")
+    page.command("Input.dispatchKeyEvent", type="keyDown", key="Tab")
+    found = search(page)
+    assert len(found) == 20
+    assert serving.ODD in [path for *_, path in found]
+    assert page.evaluate("window.untouched && !document.querySelector('.path b')")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [(1280, 800), (390, 844)])
+def test_it_fits_the_window_and_can_be_read(page, size, scheme):
+    page.size(*size, scheme)
+    search(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
+    contrast = """(element => {
+      const parts = text => text.match(/[\\d.]+/g).slice(0, 3).map(Number);
+      const light = parts => {
+        const [r, g, b] = parts.map(x => x / 255).map(
+          x => x <= .04045 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4);
+        return .2126 * r + .7152 * g + .0722 * b + .05;
+      };
+      const style = getComputedStyle(element), opacity = Number(style.opacity);
+      const paper = parts(getComputedStyle(document.body).backgroundColor);
+      const ink = parts(style.color).map((x, i) => opacity * x + (1 - opacity) * paper[i]);
+      const both = [light(ink), light(paper)];
+      return Math.max(...both) / Math.min(...both);
+    })"""
+    for part in (".legend", ".path", ".score", "h1"):  # as accessible texts should
+        assert page.evaluate(f"{contrast}(document.querySelector('{part}'))") > 4.5, (
+            part
+        )
+
+
+def test_the_screenshot_shows_the_page(page, tmp_path):
+    search(page)
+    file = tmp_path / "page.png"
+    page.screenshot(file)
+    with Image.open(file) as shot:
+        assert shot.size == (1280, 800)
+        assert len(shot.convert("RGB").getcolors(1 << 24)) > 500
+
+
+def test_ctrl_c_closes_the_page(searcher, capsys):
+    told = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    before = signal.getsignal(signal.SIGINT)
+    told.start()
+    demo.serve(searcher, port=0)
+    told.join()
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("the page is at http://127.0.0.1:")
+    assert last == "the page is closed"
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_port_that_is_taken_is_a_sentence(searcher, url):
+    port = int(url.rsplit(":", 1)[1])
+    with pytest.raises(UserError, match=rf"port {port} .*--config\.demo\.port"):
+        demo.serve(searcher, port=port)
+
+
+@pytest.mark.parametrize("host", ["nowhere.invalid", "192.0.2.1"])
+def test_a_host_that_is_not_this_machine_is_a_sentence(searcher, host):
+    with pytest.raises(UserError, match=rf"cannot listen at {host}"):
+        demo.serve(searcher, host=host, port=0)
+
+
+def test_a_limit_of_nothing_is_refused(searcher):
+    with pytest.raises(UserError, match="upload_mb is 0"):
+        demo.serve(searcher, upload_mb=0)
