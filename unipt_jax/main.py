@@ -15,6 +15,7 @@ from ml_collections import config_flags
 from unipt_jax import distributed, evaluate, export, host, train
 from unipt_jax.captions import generate
 from unipt_jax.errors import Stopped, UserError, explain_os_error
+from unipt_jax.search import job as search
 
 JOBS: dict[str, Callable[[Any, str], None]] = {
     "pretrain": train.pretrain,
@@ -22,6 +23,7 @@ JOBS: dict[str, Callable[[Any, str], None]] = {
     "evaluate": evaluate.run,
     "export": export.run,
     "caption": generate.run,
+    "search": search.run,
 }
 
 config_flags.DEFINE_config_file("config", None, "a file of configs/, with its variant")

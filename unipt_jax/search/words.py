@@ -15,8 +15,8 @@ class Sentence:
 
     words: what stands between white space, punctuation with its word. read: how many of
     them, from the first, are wholly within the limit. tokens: of the whole sentence,
-    with the two that begin and end it; as many as `limit` are read. unknown: the words
-    of which the vocabulary has a part not at all, each once.
+    with the two that begin and end it; as many as `limit` are read. unknown: what of
+    the words no token stands for, signs aside, each once.
     """
 
     words: tuple[str, ...]
@@ -44,10 +44,15 @@ def parse(text: str, tokenizer: Tokenizer, limit: int) -> Sentence:
     own each.
     """
     words = tuple(text.split())
-    own = [row.ids[1:-1] for row in tokenizer.backend.encode_batch_fast(list(words))]
-    ends = 2 + np.cumsum([0, *map(len, own)])
+    own = tokenizer.backend.encode_batch(list(words))
+    ends = 2 + np.cumsum([0, *(len(row.ids) - 2 for row in own)])
     missing = tokenizer.backend.token_to_id(tokenizer.family.unk)
-    unknown = [word for word, ids in zip(words, own, strict=True) if missing in ids]
+    unknown = [
+        word[slice(*place)]
+        for word, row in zip(words, own, strict=True)
+        for i, place in zip(row.ids[1:-1], row.offsets[1:-1], strict=True)
+        if i == missing and any(map(str.isalnum, word[slice(*place)]))
+    ]
     return Sentence(
         words=words,
         read=int((ends[1:] <= limit).sum()),
