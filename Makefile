@@ -45,6 +45,7 @@ bench: .venv/ready-for-tests
 	$(BIN)/python -m benchmarks.startup --save
 	$(BIN)/python -m benchmarks.caption --save
 	$(BIN)/python -m benchmarks.rank --repeats 1 --save
+	$(BIN)/python -m benchmarks.search --save
 	$(BIN)/python -m benchmarks.input --save
 	$(BIN)/python -m benchmarks.table --write
 

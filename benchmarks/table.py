@@ -133,6 +133,21 @@ def rank_million(result: Figures) -> Iterator[Row]:
     yield f"{size}, the ten best", seconds(result["top10_seconds"]), "-", "-"
 
 
+def search(result: Figures) -> Iterator[Row]:
+    """The best of a large gallery, beside FAISS."""
+    what = f"the ten best of {result['gallery']:,} x {result['dim']}, "
+    for kind, asked in (
+        ("batch", f"{result['queries']:,} queries at once"),
+        ("single", "one query"),
+    ):
+        theirs = f"`IndexFlatIP` {seconds(result['faiss'][f'{kind}_seconds'])}"
+        for name in ("float16", "float32"):
+            ours = f"{name} {seconds(result[name][f'{kind}_seconds'])}"
+            ratio = result[f"ratio_{kind}_{name}"]
+            yield what + asked, ours, theirs, f"{ratio:.2f}"
+            what, asked, theirs = "", "", ""
+
+
 def caption(result: Figures) -> Iterator[Row]:
     """The caption job beside the same CLIP in transformers."""
     ours = rate(result["ours_images_per_second"])
@@ -177,6 +192,7 @@ ROWS: dict[str, Callable[[Figures], Iterator[Row]]] = {
     "startup": startup,
     "rank": rank,
     "rank_million": rank_million,
+    "search": search,
     "caption": caption,
     "input": input_,
     "prepare": prepare,
