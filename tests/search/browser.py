@@ -18,6 +18,7 @@ from typing import Any
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 SECONDS = 30  # that anything may take
+INPUT = "#sentence textarea, #sentence input"
 # No other process's descriptor may be in the way of 3 and 4.
 _START = """
 import fcntl, os, sys
