@@ -1,5 +1,6 @@
 """Search made small: a random CLIP, folders of crops, an index of made-up entries."""
 
+import json
 import pathlib
 
 import captioning
@@ -7,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from unipt_jax.search import index
+from unipt_jax.search.update import update
 
 HEIGHT, WIDTH = 60, 24  # of a crop that is no photograph by its shape
 
@@ -61,3 +63,27 @@ def write_index(folder: pathlib.Path, count: int = 5, **changes) -> index.Index:
     rows = unit_rows(count)
     fields = dict(folders=["/pictures"], model=MODEL, entries=table, rows=[rows])
     return index.write(folder, **(fields | dict(dtype="float16") | changes))
+
+
+def model_of(encoder) -> index.Model:
+    """What an index says of an encoder."""
+    own = dict(name=encoder.name, checkpoint="best", size=None, fit=encoder.fit)
+    own |= dict(fingerprint=encoder.fingerprint, parts=encoder.identity)
+    return index.Model(**own, said=encoder.name, width=encoder.model.width)
+
+
+def bring(encoder, folder: pathlib.Path, *images, **options) -> index.Index:
+    """Makes an index of these folders, or brings it up to date, 4 pictures at a time."""
+    options = dict(batch_size=4, threads=2, images=[str(i) for i in images]) | options
+    return update(encoder, model_of(encoder), folder, **options)
+
+
+def skipped(folder: pathlib.Path) -> dict[str, str]:
+    """Path -> why it was skipped, by the last update."""
+    lines = (folder / "skipped.jsonl").read_text().splitlines()
+    return {row["path"]: row["reason"] for row in map(json.loads, lines)}
+
+
+def labels(made: index.Index) -> list[str]:
+    """What a person reads of each entry."""
+    return [made[i].label for i in range(len(made))]

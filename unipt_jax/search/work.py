@@ -66,7 +66,7 @@ class _Read(NamedTuple):
 class Work:
     """Finds or makes the row of each item.
 
-    folders: of images. counts, skipped: what was done, for the report.
+    folders: of pictures. counts, skipped: what was done, for the report.
     """
 
     def __init__(
@@ -124,9 +124,9 @@ class Work:
         Raises Stopped after a SIGTERM.
         """
         written = time.monotonic()
-        with _stoppable() as stop:
+        with _stoppable() as stop, contextlib.closing(self._read_all(groups)) as read:
             try:
-                for group, found in self._read_all(groups):
+                for group, found in read:
                     self._finish(group, found, numbers)
                     bar.update(len(group))
                     if stop or time.monotonic() - written > SECONDS:
@@ -137,7 +137,7 @@ class Work:
                             "stopped; what is embedded is kept, and the same command "
                             "goes on from there"
                         )
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, UserError):
                 self.parts.flush()
                 raise
         self.parts.flush()
