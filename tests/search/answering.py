@@ -5,7 +5,6 @@ import json
 import pathlib
 
 import finetuning
-import numpy as np
 import searching
 from PIL import Image
 
@@ -51,9 +50,10 @@ def write_index(
         width=[width for width, _ in shapes],
         height=[height for _, height in shapes],
     )
-    rows = np.concatenate([encoder.encode_image([opened(file)]) for file in files])
-    fields = dict(folders=[str(crops)], entries=table, rows=[rows], dtype="float32")
+    fields = dict(folders=[str(crops)], entries=table, dtype="float32")
     fields |= dict(model=model_of(encoder, name))
+    if "rows" not in changes:
+        fields["rows"] = [encoder.encode_image([opened(file) for file in files])]
     return index.write(folder, **(fields | changes))
 
 

@@ -164,8 +164,17 @@ def test_serve_opens_the_page_on_the_index(index):
     assert len(call.args[0].by_text(["a man"], 2)[0]) == 2
 
 
+def test_faiss_gets_the_vectors_of_the_index(index, tmp_path):
+    faiss = pytest.importorskip("faiss")
+    answering.done(index, f"faiss={tmp_path / 'crops.faiss'}")
+    flat = faiss.read_index(str(tmp_path / "crops.faiss"))
+    rows = np.asarray(unipt_jax.open_index(index).index.embeddings, np.float32)
+    np.testing.assert_array_equal(flat.reconstruct_n(0, flat.ntotal), rows)
+    assert "queries" in answering.results(index)  # those of before, not touched
+
+
 def test_the_quickstart_asks_the_quickstarts_model_and_pictures():
     config = config_of_search.get_config("quickstart")
     assert config.model == "runs/quickstart/finetune"
     assert tuple(config.images) == ("data/synthetic/pictures",)
-    assert config.job == "search" and config.query == ()
+    assert config.get_type("images") is config.get_type("query")  # both verbatim

@@ -19,7 +19,9 @@ from unipt_jax.data import tokenizers
 def index(clip, crops, tmp_path_factory):
     """An index of the 20 crops."""
     folder = tmp_path_factory.mktemp("refusals") / "index"
-    answering.write_index(folder, unipt_jax.load(clip), clip, crops)
+    encoder = unipt_jax.load(clip, mesh=helpers.mesh_of(1))
+    rows = [searching.unit_rows(20)]
+    answering.write_index(folder, encoder, clip, crops, rows=rows)
     return folder
 
 
@@ -113,13 +115,14 @@ def test_workdir_or_out_is_a_file(index, tmp_path):
     assert f"--config.out={file} is a file" in said
 
 
-def test_an_index_in_a_store_or_in_a_run_is_refused(clip, crops, persons, tmp_path):
+def test_an_index_in_a_store_or_among_a_models_files_is_refused(clip, crops, tmp_path):
     fields = f"model={clip}", f"images={crops}"
     assert "no local folder" in answering.refused("gs://bucket/index", *fields)
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.json").write_text('{"job": "pretrain", "model": {}}')
-    assert "the folder of a training run" in answering.refused(run, *fields)
+    for model in (run, clip):
+        assert "is a model's folder" in answering.refused(model, *fields)
 
 
 @pytest.mark.parametrize(
@@ -165,8 +168,9 @@ def test_a_run_that_went_on_is_another_model_and_its_step_can_be_named(
     encoder = unipt_jax.load(run, mesh=helpers.mesh_of(1))
     parts = encoder.identity | {"weights": "those of step 2"}
     before = dict(said=f"{run} step 2", fingerprint="its own", parts=parts)
-    model = answering.model_of(encoder, run, **before)
-    answering.write_index(folder, encoder, run, crops, model=model)
+    fields = encoder, run, crops
+    model, rows = answering.model_of(encoder, run, **before), [searching.unit_rows(20)]
+    answering.write_index(folder, *fields, model=model, rows=rows)
     said = answering.refused(folder, "query=a man")
     assert f"made with {run} step 2" in said and f"{run} step 3 is another" in said
     assert "differ in weights," in said
@@ -174,7 +178,7 @@ def test_a_run_that_went_on_is_another_model_and_its_step_can_be_named(
     said = answering.refused(folder, "query=a man", "checkpoint=2")
     assert "has no checkpoint '2'" in said
     model = answering.model_of(encoder, run, checkpoint="2")  # now gone from there
-    answering.write_index(folder, encoder, run, crops, model=model)
+    answering.write_index(folder, *fields, model=model, rows=rows)
     assert "no checkpoint '2'" in answering.refused(folder, "query=a man")
-    answering.done(folder, "query=a man", "checkpoint=3")
-    answering.done(folder, "query=a man", f"model={run}")
+    answering.done(folder, "query=a man", "words=False", "checkpoint=3")
+    answering.done(folder, "query=a man", "words=False", f"model={run}")

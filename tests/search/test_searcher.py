@@ -162,6 +162,13 @@ def test_a_word_alone_is_compared_with_a_sentence_of_nothing(searcher, encoder, 
     np.testing.assert_allclose(searcher.words("hat", hits).effect, wanted, atol=2e-5)
 
 
+def test_approximate_answers_are_near_the_exact_ones(searcher):
+    [exact] = searcher.by_text(["a woman with a bag"], 5)
+    some = searchers.make(searcher.encoder, searcher.index, approximate=True)
+    [found] = some.by_text(["a woman with a bag"], 5)
+    assert len({hit.number for hit in exact} & {hit.number for hit in found}) >= 4
+
+
 def test_float16_rows_find_the_same_crops(encoder, clip, crops, rows, tmp_path):
     index = answering.write_index(tmp_path, encoder, clip, crops, dtype="float16")
     [hits] = searchers.make(encoder, index).by_text(["a woman with a bag"], 20)
@@ -200,6 +207,11 @@ def test_k_below_1_is_refused(searcher):
     ):
         with pytest.raises(UserError, match="must be 1 or more"):
             ask()
+
+
+def test_a_sentence_that_is_in_no_list_is_not_read_letter_by_letter(searcher):
+    with pytest.raises(UserError, match=r"give a list of sentences.*\['a man'\]"):
+        searcher.by_text("a man", 3)
 
 
 @pytest.mark.parametrize("number", [-1, 20])

@@ -81,9 +81,10 @@ def _check(config: Any, workdir: str) -> pathlib.Path:
             "no model to make an index with: give a run directory, an export or CLIP "
             "weights with --config.model=DIR"
         )
-    if encoders.is_run(epath.Path(folder)):
+    own = epath.Path(folder)
+    if encoders.is_run(own) or encoders.is_export(own):
         raise UserError(
-            f"{folder} is the folder of a training run; give an index another --workdir"
+            f"{folder} is a model's folder; give an index another --workdir"
         )
     return folder
 

@@ -15,10 +15,9 @@ from unipt_jax.search.words import Words
 
 CROPS = 100  # a query, at most
 LEGEND = (
-    "The number below a word, and its tint, say how the mean score of the crops shown "
-    "changes by it: blue words raise the score, which is lower when they are left out; "
-    "orange words lower it. It is what the model does, no proof of why: words that say "
-    "the same hide each other."
+    "The number below a word, and its tint, say how much the word changes the mean score "
+    "of the crops shown, found by leaving it out (blue raises it, orange lowers it): what "
+    "the model does, no proof of why, and words that say the same hide each other."
 )
 STYLE = """
  h2 { font-size: 1.15rem } h2 .count { color: #666; font-weight: 400 }

@@ -110,6 +110,8 @@ class Searcher:
         return attribution.notes(self._parse([sentence])[0])
 
     def _parse(self, sentences: Sequence[str]) -> list[attribution.Sentence]:
+        if isinstance(sentences, str):  # a sequence too, of letters
+            raise UserError(f"give a list of sentences, as in ['{sentences}']")
         reader = self.encoder.tokenizer, self.encoder.lengths[-1]
         return [attribution.parse(sentence, *reader) for sentence in sentences]
 
