@@ -59,7 +59,7 @@ def read(
 
 
 def _rows(file: pathlib.Path) -> Iterator[tuple[int, Mapping[str, str]]]:
-    """Number and cells of each line but empty ones."""
+    """Cells of each line but empty ones, with the number that it begins with."""
     line = 1
     try:
         # Names may have bytes that are no UTF-8; what comes of them leads to the file.
@@ -69,12 +69,12 @@ def _rows(file: pathlib.Path) -> Iterator[tuple[int, Mapping[str, str]]]:
             reader = csv.reader(f, strict=True)
             header = [name.strip().lower() for name in next(reader, [])]
             _check(file, header)
+            line = reader.line_num + 1
             for cells in reader:
-                line = reader.line_num
                 if any(cell.strip() for cell in cells):
                     cells += [""] * (len(header) - len(cells))
                     yield line, dict(zip(header, cells, strict=False))
-                line += 1
+                line = reader.line_num + 1
     except csv.Error as error:
         raise UserError(f"{file}:{line}: {error}; correct that line") from error
     except (FileNotFoundError, IsADirectoryError) as error:
