@@ -128,15 +128,22 @@ class Browser:
             ".map(element => element.innerText.trim())"
         )
 
+    def settled(self, selector: str) -> None:
+        """Waits for an element that stays: a page that loads may draw itself twice."""
+        name = json.dumps(selector)
+        self.until(
+            "(element => element && (element.seen = (element.seen || 0) + 1) > 5)"
+            f"(document.querySelector({name}))"
+        )
+
     def click(self, selector: str) -> None:
         """Presses the mouse's button on the first element that matches."""
-        name = json.dumps(selector)
-        self.until(f"!!document.querySelector({name})")
-        x, y = self.evaluate(
-            f"(element => {{ element.scrollIntoView({{block: 'center'}}); "
-            "const box = element.getBoundingClientRect(); return "
-            "[box.x + box.width / 2, box.y + box.height / 2] })"
-            f"(document.querySelector({name}))"
+        x, y = self.until(
+            "(element => { if (!element) return null; "
+            "element.scrollIntoView({block: 'center'}); "
+            "const box = element.getBoundingClientRect(); "
+            "return [box.x + box.width / 2, box.y + box.height / 2] })"
+            f"(document.querySelector({json.dumps(selector)}))"
         )
         for kind in ("mousePressed", "mouseReleased"):
             self.command(

@@ -19,6 +19,7 @@ def take(url: str, file: pathlib.Path, sentence: str = SENTENCE) -> None:
     with tempfile.TemporaryDirectory() as folder, browsers.browser(folder) as page:
         page.size(*SIZE)
         page.open(url)
+        page.settled(browsers.INPUT)
         page.type(browsers.INPUT, sentence)
         page.click("#search")
         page.until(

@@ -49,7 +49,7 @@ def page(browser, url):
     browser.asked.clear()
     browser.said.clear()
     browser.open(url)
-    browser.until(f"!!document.querySelector({browsers.INPUT!r})")
+    browser.settled(browsers.INPUT)
     yield browser
     assert browser.said == []
 
