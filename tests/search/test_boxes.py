@@ -76,6 +76,13 @@ def test_a_name_that_is_no_utf8_is_found_by_its_bytes(read):
     assert read(HEAD.encode() + b"caf\xe9.jpg,1,2,3,4\n") == {PATHS[1]: [(1, 2, 3, 4)]}
 
 
+def test_a_name_that_ends_with_a_space_is_found(tmp_path):
+    files = [File(0, b" a ", 1, 1), File(0, b"a", 1, 1)]
+    (tmp_path / "boxes.csv").write_text(HEAD + " a ,1,2,3,4\na ,1,2,3,4\n")
+    found = boxes.read(tmp_path / "boxes.csv", FOLDERS, Found(files, {}))
+    assert list(found) == [(0, b" a "), (0, b"a")]
+
+
 def test_the_first_folder_that_has_a_path_is_meant(read):
     found = read(HEAD + '"a, b.jpg",1,2,3,4\n"/more/a, b.jpg",1,2,3,4\n')
     assert list(found) == [PATHS[0], PATHS[3]]

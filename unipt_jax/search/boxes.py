@@ -32,9 +32,12 @@ def read(
     boxes: dict[Key, dict[Box, int]] = {}
     missing: list[tuple[int, str]] = []
     for line, row in _rows(file):
-        path = row["path"].strip()
+        path = row["path"]
         box = _box(file, line, row)
         key = _key(file, line, path, folders, known)
+        if key is None:  # a name may begin or end with a space
+            path = path.strip()
+            key = _key(file, line, path, folders, known)
         if key is None:
             missing.append((line, path))
             continue

@@ -56,7 +56,8 @@ def update(
     found = scan.scan(names)
     items, left_out = _items(found, names, boxes)
     if boxes:
-        print(f"{left_out} pictures are left out, which {boxes} does not name")
+        are = "picture is" if left_out == 1 else "pictures are"
+        print(f"{left_out} {are} left out, which {boxes} does not name")
     place.mkdir(parents=True, exist_ok=True)
     refusal = f"another process is bringing the index {place} up to date; wait for it"
     with shards.alone(place, refusal):
@@ -149,11 +150,12 @@ def _report(index: Index, old: Index | None, work: Work) -> None:
     """Prints what was done."""
     counts = work.counts
     place = scan.shown(os.fsencode(index.folder))
+    what = "entry" if len(index) == 1 else "entries"
     embedded = f"embedded {counts['embedded'] + counts['earlier']}"
     if counts["earlier"]:
         embedded += f" ({counts['earlier']} of them before it was stopped)"
     print(
-        f"index {place}: {len(index)} entries: kept {counts['kept']}, {embedded}, "
+        f"index {place}: {len(index)} {what}: kept {counts['kept']}, {embedded}, "
         f"taken over {counts['taken over']}, dropped {_dropped(index, old)}, skipped "
         f"{index.skipped}"
         + (f" (see {place}/{indexes.SKIPPED})" if index.skipped else "")
@@ -163,8 +165,8 @@ def _report(index: Index, old: Index | None, work: Work) -> None:
     if len(large):
         crop = index[int(large[0])]
         print(
-            f"note: {len(large)} of {len(index)} entries are not shaped like a crop of "
-            f"one person, such as {crop.label} of {crop.width}x{crop.height}; a picture "
+            f"note: {len(large)} of {len(index)} {what} not shaped like a crop of one "
+            f"person, such as {crop.label} of {crop.width}x{crop.height}; a picture "
             "of several persons, or of a scene, gets one vector for all of it and will "
             "answer badly: cut the persons out, or give their boxes with "
             f"--config.boxes=FILE, a CSV with {','.join(csv.COLUMNS)}"
