@@ -131,7 +131,10 @@ def test_changed_and_vanished_files_are_said_to_be(searcher, tmp_path):
     crops = tmp_path / "crops"
     assert set(notes_by_path(searcher).values()) == {()}
     (crops / "000.jpg").unlink()
+    before = (crops / "003.jpg").stat()
     (crops / "003.jpg").write_bytes(searching.jpeg(99))
+    os.utime(crops / "003.jpg", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (crops / "003.jpg").stat().st_size != before.st_size
     os.utime(crops / "anna" / "001.jpg", ns=(1, 1))
     said = notes_by_path(searcher)
     assert said.pop("000.jpg") == (answers.GONE,)

@@ -16,7 +16,8 @@ from PIL import Image
 
 import unipt_jax
 from configs import search as config_of_search
-from unipt_jax.search import answers
+from unipt_jax.errors import UserError
+from unipt_jax.search import answers, job, searcher
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +47,8 @@ def test_one_command_makes_an_index_and_answers(made, crops):
     found = answering.results(folder)
     assert found["entries"] == 20 and found["index"] == str(folder)
     [one] = found["queries"]
-    searcher = unipt_jax.open_index(folder, mesh=helpers.mesh_of(1))
-    hits = searcher.by_text(["a woman with a bag"], 3)[0]
+    opened = unipt_jax.open_index(folder, mesh=helpers.mesh_of(1))
+    hits = opened.by_text(["a woman with a bag"], 3)[0]
     assert [row["path"] for row in one["results"]] == [hit.crop.path for hit in hits]
     for row, hit in zip(one["results"], hits, strict=True):
         assert row["score"] == pytest.approx(hit.score, abs=2e-5)
@@ -149,6 +150,27 @@ def test_overwrite_makes_an_index_of_another_model_anew(index, clip, crops, tmp_
     answering.done(index, *fields, "overwrite=True", "query=a man")
     assert answering.results(index)["model"] == str(other)
     assert unipt_jax.open_index(index).encoder.fit == "pad"
+
+
+def test_what_the_command_says_reaches_the_update_and_the_searcher(
+    index, clip, crops, tmp_path
+):
+    said = dict(dtype="float32", threads=3, content=True, boxes="x.csv")
+    flags = [f"{name}={value}" for name, value in said.items()]
+    flags += [f"model={clip}", "checkpoint=7", "batch_size=5"]
+    stop = UserError("far enough")
+    with mock.patch.object(job, "update", side_effect=stop) as update:
+        code, output = answering.job(tmp_path, f"images={crops}", *flags, devices=8)
+    assert code == 1 and "far enough" in output
+    encoder, model, folder = update.call_args.args
+    assert folder == tmp_path and update.call_args.kwargs == said | dict(
+        images=(str(crops),), batch_size=40, overwrite=False
+    )
+    assert model == answering.model_of(encoder, clip, checkpoint="7")
+    with mock.patch.object(searcher, "make", wraps=searcher.make) as make:
+        answering.done(index, "query=a man", "approximate=True")
+        answering.done(index, "query=a man")
+    assert [one.kwargs["approximate"] for one in make.call_args_list] == [True, False]
 
 
 def test_serve_opens_the_page_on_the_index(index):

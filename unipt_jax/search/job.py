@@ -64,18 +64,13 @@ def _check(config: Any, workdir: str) -> pathlib.Path:
     _check_values(config)
     _check_extras(config)
     there = indexes.exists(folder)
-    if not config.images:
-        if not there:
-            raise UserError(
-                f"{folder} holds no index; make one there with --config.model=MODEL "
-                "--config.images=FOLDER"
-            )
-        if not (config.query or config.serve or config.faiss):
-            raise UserError(
-                f"the index {folder} is there, and nothing is asked of it: give "
-                "--config.query=SENTENCE, --config.serve=True, --config.faiss=FILE, or "
-                "--config.images=FOLDER to bring it up to date"
-            )
+    asked = config.query or config.serve or config.faiss
+    if there and not config.images and not asked:
+        raise UserError(
+            f"the index {folder} is there, and nothing is asked of it: give "
+            "--config.query=SENTENCE, --config.serve=True, --config.faiss=FILE, or "
+            "--config.images=FOLDER to bring it up to date"
+        )
     if config.images and not config.model and (config.overwrite or not there):
         raise UserError(
             "no model to make an index with: give a run directory, an export or CLIP "
