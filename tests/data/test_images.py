@@ -1,6 +1,7 @@
 """Pictures of every kind come out upright and RGB, against numpy's arithmetic."""
 
 import io
+import itertools
 import struct
 import warnings
 import zlib
@@ -420,3 +421,19 @@ def test_crop_fills_the_frame_and_pad_shows_all(size, target):
 def test_an_unknown_fit_is_refused():
     with pytest.raises(ValueError, match="squeeze, crop, pad"):
         images.resize(Image.new("RGB", (3, 4)), 8, 8, fit="stretch")
+
+
+def test_what_lies_in_a_picture_of_a_box_is_what_an_array_has_of_it():
+    height, width = 4, 3
+    for box in itertools.product(range(-2, 5), range(-2, 6), range(1, 6), range(1, 7)):
+        x, y, w, h = box
+        plane = np.zeros((20, 20), bool)
+        plane[y + 8 : y + h + 8, x + 8 : x + w + 8] = True
+        rows, columns = np.nonzero(plane[8 : 8 + height, 8 : 8 + width])
+        inside = images.within(box, height, width)
+        if not len(rows):
+            assert inside is None
+        else:
+            left, top = columns.min(), rows.min()
+            size = columns.max() - left + 1, rows.max() - top + 1
+            assert inside == (left, top, *size)

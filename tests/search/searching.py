@@ -87,3 +87,9 @@ def skipped(folder: pathlib.Path) -> dict[str, str]:
 def labels(made: index.Index) -> list[str]:
     """What a person reads of each entry."""
     return [made[i].label for i in range(len(made))]
+
+
+def vectors_of(encoder, pictures) -> np.ndarray:
+    """What the encoder itself makes of pictures, in batches as `bring` has them."""
+    whole = list(pictures) * 4  # fewer than a batch would be compiled for
+    return encoder.encode_image(whole, batch_size=4)[: len(whole) // 4]

@@ -59,7 +59,8 @@ def embedded(monkeypatch):
 
 def vectors_of(encoder, made):
     """What the encoder itself makes of the files of an index, whole."""
-    return encoder.encode_image([Image.open(made.file(i)) for i in range(len(made))])
+    pictures = [Image.open(made.file(i)) for i in range(len(made))]
+    return searching.vectors_of(encoder, pictures)
 
 
 def again(one, place, **options):
@@ -414,7 +415,7 @@ def test_with_overwrite_another_model_or_a_damaged_index_is_replaced(
 
 
 def test_a_model_that_gives_no_unit_vectors_is_told(one, crops, tmp_path):
-    nothing = jax.tree.map(lambda x: x * np.nan, one.params)
+    nothing = jax.tree.map(lambda x: jax.device_put(x * np.nan, x.sharding), one.params)
     with pytest.raises(UserError, match="vectors of length nan where 1 is expected"):
         bring(dataclasses.replace(one, params=nothing), tmp_path / "index", crops)
 
@@ -460,7 +461,7 @@ def test_boxes_have_the_vectors_of_what_they_show(one, street, embedded):
     picture = images.upright((street / "photos" / "street.jpg").read_bytes())
     assert picture.size == (300, 200)
     shown = [np.asarray(picture)[50:200, 0:50], np.asarray(picture)[20:140, 100:140]]
-    wanted = one.encode_image([Image.fromarray(each) for each in shown])
+    wanted = searching.vectors_of(one, map(Image.fromarray, shown))
     np.testing.assert_allclose(found.embeddings, wanted, atol=5e-4)
     told = {f"{street}/photos/street.jpg [300,0,5,5]"}
     assert skipped(street / "index").keys() == told

@@ -40,8 +40,9 @@ def update(
 
     encoder: what embeds; model: what the index says of it. boxes: a CSV; with it, the
     boxes that it gives are indexed, and no other picture. dtype: of embeddings that are
-    kept, which are unit vectors in float32, rounded: in float16 a cosine is off by less
-    than 0.0005. batch_size: pictures on all devices at a time. threads: that read.
+    kept, which are unit vectors in float32, rounded and not made longer again: float16
+    moves a cosine by less than 0.0005 (by 0.00007 at most in trials with a width of 256
+    or more). batch_size: pictures on all devices at a time. threads: that read.
     content: every file is read, even if its size and time are as they were. overwrite:
     no vector of the index that is there is kept, nor asked what made it.
     Raises UserError where nothing can be read, where the index is of another model, and

@@ -215,7 +215,7 @@ class Work:
         folder = self.folders[file.folder]
         try:
             encoded, known = patiently(lambda: scan.read(folder, file.path), folder)
-        except OSError as error:
+        except (OSError, MemoryError) as error:
             if not os.path.isdir(folder):
                 raise UserError(
                     f"{folder} is gone; bring it back, then run the same command again"
