@@ -4,6 +4,7 @@ import captioning
 import helpers
 import pytest
 import searching
+import serving
 
 from unipt_jax import encoder as encoders
 
@@ -24,3 +25,25 @@ def crops(tmp_path_factory):
 def one(clip):
     """That CLIP, opened on one device."""
     return encoders.load(clip, mesh=helpers.mesh_of(1))
+
+
+@pytest.fixture(scope="session")
+def served(clip, tmp_path_factory):
+    """A searcher for a page, of crops that a test may change and put back."""
+    return serving.open_searcher(clip, tmp_path_factory.mktemp("served"))
+
+
+@pytest.fixture(scope="session")
+def url(served):
+    """Where a page is served, which takes pictures of up to `serving.LIMIT` bytes."""
+    pytest.importorskip("gradio")
+    from unipt_jax.search import demo
+
+    with demo.running(served, upload_mb=serving.LIMIT / 1e6) as url:
+        yield url
+
+
+@pytest.fixture
+def visitor(url):
+    """A session of its own at that page."""
+    return serving.Visitor(url)

@@ -16,6 +16,7 @@ import searching
 from unipt_jax import encoder as encoders
 from unipt_jax.search import searcher
 
+LIMIT = 300_000  # bytes of a picture
 ODD = "o<b>'dd\" ${1+1} {{value}} &amp;.jpg"  # a name that is markup to a careless page
 _number = itertools.count()
 

@@ -1,6 +1,5 @@
 """The page in a browser: what a person does, and what is then to be seen."""
 
-import importlib.util
 import os
 import pathlib
 import shutil
@@ -14,24 +13,12 @@ import screenshot
 import serving
 from PIL import Image
 
-if importlib.util.find_spec("gradio") is None:
-    pytest.skip("gradio is not installed", allow_module_level=True)
-
 from unipt_jax.errors import UserError
 from unipt_jax.search import demo, demo_page
 
+pytest.importorskip("gradio")
+
 SENTENCE = "a woman with a black bag"
-
-
-@pytest.fixture(scope="module")
-def searcher(clip, tmp_path_factory):
-    return serving.open_searcher(clip, tmp_path_factory.mktemp("demo"))
-
-
-@pytest.fixture(scope="module")
-def url(searcher):
-    with demo.running(searcher, upload_mb=0.5) as url:
-        yield url
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +51,9 @@ def answered(page, kind):
     return list(zip(map(int, numbers), *columns, strict=True))
 
 
-def expected(searcher, hits):
+def expected(served, hits):
     """What the page should show of hits."""
-    labels = [searcher.index[hit.number].label for hit in hits]
+    labels = [served.index[hit.number].label for hit in hits]
     return [
         (hit.number, str(hit.rank), f"{hit.score:.3f}", label)
         for hit, label in zip(hits, labels, strict=True)
@@ -79,10 +66,10 @@ def search(page, sentence=SENTENCE):
     return answered(page, "text")
 
 
-def test_a_sentence_shows_what_the_searcher_finds_with_its_words(page, searcher):
-    hits = searcher.by_text([SENTENCE], 10)[0]
-    assert search(page) == expected(searcher, hits)
-    effects = searcher.words(SENTENCE, hits).mean
+def test_a_sentence_shows_what_the_searcher_finds_with_its_words(page, served):
+    hits = served.by_text([SENTENCE], 10)[0]
+    assert search(page) == expected(served, hits)
+    effects = served.words(SENTENCE, hits).mean
     assert page.text(".word") == SENTENCE.split()
     shown = page.evaluate("[...document.querySelectorAll('.word')].map(e => e.title)")
     np.testing.assert_allclose([float(x) for x in shown], effects, atol=5e-5)
@@ -93,7 +80,7 @@ def test_a_sentence_shows_what_the_searcher_finds_with_its_words(page, searcher)
     )
 
 
-def test_enter_searches_too_and_an_example_is_a_click_away(page, searcher):
+def test_enter_searches_too_and_an_example_is_a_click_away(page, served):
     page.type(browsers.INPUT, SENTENCE)
     page.command("Input.dispatchKeyEvent", type="keyDown", key="Enter", text="\r")
     answered(page, "text")
@@ -101,25 +88,25 @@ def test_enter_searches_too_and_an_example_is_a_click_away(page, searcher):
     page.until(f"document.querySelector('.word')?.innerText == 'a' && "
                f"document.querySelectorAll('.word').length == "
                f"{len(demo.EXAMPLES[1].split())}")  # fmt: skip
-    hits = searcher.by_text([demo.EXAMPLES[1]], 10)[0]
-    assert answered(page, "text") == expected(searcher, hits)
+    hits = served.by_text([demo.EXAMPLES[1]], 10)[0]
+    assert answered(page, "text") == expected(served, hits)
 
 
-def test_a_click_on_a_crop_finds_more_like_it_and_there_is_a_way_back(page, searcher):
+def test_a_click_on_a_crop_finds_more_like_it_and_there_is_a_way_back(page, served):
     before = search(page)
     number = before[2][0]
     page.click(f"[data-number='{number}']")
-    assert answered(page, "like") == expected(searcher, searcher.like(number, 10))
+    assert answered(page, "like") == expected(served, served.like(number, 10))
     page.click("[data-back]")
     assert answered(page, "text") == before
     assert page.text("[data-back]") == []  # there was nothing before
 
 
-def test_a_picture_finds_what_looks_like_it(page, searcher, tmp_path):
-    file = shutil.copy(searcher.index.file(5), tmp_path / "mine.jpg")
+def test_a_picture_finds_what_looks_like_it(page, served, tmp_path):
+    file = shutil.copy(served.index.file(5), tmp_path / "mine.jpg")
     page.upload("#picker input", pathlib.Path(file))
-    hits = searcher.by_picture([Image.open(file)], 10)[0]
-    assert answered(page, "picture") == expected(searcher, hits)
+    hits = served.by_picture([Image.open(file)], 10)[0]
+    assert answered(page, "picture") == expected(served, hits)
     assert hits[0].number == 5
 
 
@@ -127,7 +114,7 @@ def test_a_picture_over_the_limit_is_refused_in_the_browser(page, tmp_path):
     (tmp_path / "large.jpg").write_bytes(bytes(600_000))
     page.upload("#picker input", tmp_path / "large.jpg")
     page.until("document.querySelector('.picked').innerText != ''")
-    said = "large.jpg has 0.6 MB; choose one of at most 0.5 MB"
+    said = "large.jpg has 0.6 MB; choose one of at most 0.3 MB"
     assert page.text(".picked") == [said]
     assert page.text(".answer[data-kind=empty]") != []  # nothing was asked
 
@@ -193,11 +180,11 @@ def test_the_screenshot_of_the_readme_shows_the_page(page, url, tmp_path):
     assert file.stat().st_size < 300_000
 
 
-def test_ctrl_c_closes_the_page(searcher, capsys):
+def test_ctrl_c_closes_the_page(served, capsys):
     told = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
     before = signal.getsignal(signal.SIGINT)
     told.start()
-    demo.serve(searcher, port=0)
+    demo.serve(served, port=0)
     told.join()
     first, *_, last = capsys.readouterr().out.splitlines()
     assert first.startswith("the page is at http://127.0.0.1:")
@@ -205,18 +192,18 @@ def test_ctrl_c_closes_the_page(searcher, capsys):
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_port_that_is_taken_is_a_sentence(searcher, url):
+def test_a_port_that_is_taken_is_a_sentence(served, url):
     port = int(url.rsplit(":", 1)[1])
     with pytest.raises(UserError, match=rf"port {port} .*--config\.demo\.port"):
-        demo.serve(searcher, port=port)
+        demo.serve(served, port=port)
 
 
 @pytest.mark.parametrize("host", ["nowhere.invalid", "192.0.2.1"])
-def test_a_host_that_is_not_this_machine_is_a_sentence(searcher, host):
+def test_a_host_that_is_not_this_machine_is_a_sentence(served, host):
     with pytest.raises(UserError, match=rf"cannot listen at {host}"):
-        demo.serve(searcher, host=host, port=0)
+        demo.serve(served, host=host, port=0)
 
 
-def test_a_limit_of_nothing_is_refused(searcher):
+def test_a_limit_of_nothing_is_refused(served):
     with pytest.raises(UserError, match="upload_mb is 0"):
-        demo.serve(searcher, upload_mb=0)
+        demo.serve(served, upload_mb=0)
