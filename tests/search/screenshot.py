@@ -14,21 +14,20 @@ SENTENCE = "a woman in a red coat with a black backpack"
 SIZE = (1280, 800)
 
 
-def take(url: str, file: pathlib.Path, sentence: str = SENTENCE) -> None:
+def take(page: browsers.Browser, url: str, file: pathlib.Path, sentence: str) -> None:
     """Asks the page and writes what is seen, as a PNG of 256 colours."""
-    with tempfile.TemporaryDirectory() as folder, browsers.browser(folder) as page:
-        page.size(*SIZE)
-        page.open(url)
-        page.settled(browsers.INPUT)
-        page.type(browsers.INPUT, sentence)
-        page.click("#search")
-        page.until(
-            "document.querySelectorAll('.hits img').length > 0 && "
-            "[...document.querySelectorAll('.hits img')].every(e => e.naturalHeight)"
-        )
-        page.evaluate("document.activeElement.blur()")
-        page.until("document.getAnimations().length == 0")  # nothing is half faded in
-        page.screenshot(file)
+    page.size(*SIZE)
+    page.open(url)
+    page.settled(browsers.INPUT)
+    page.type(browsers.INPUT, sentence)
+    page.click("#search")
+    page.until(
+        "document.querySelectorAll('.hits img').length > 0 && "
+        "[...document.querySelectorAll('.hits img')].every(e => e.naturalHeight)"
+    )
+    page.evaluate("document.activeElement.blur()")
+    page.until("document.getAnimations().length == 0")  # nothing is half faded in
+    page.screenshot(file)
     with Image.open(file) as shot:
         shot.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(
             file, optimize=True
@@ -42,4 +41,5 @@ if __name__ == "__main__":
     parser.add_argument("--sentence", default=SENTENCE)
     args = parser.parse_args()
     args.file.parent.mkdir(parents=True, exist_ok=True)
-    take(args.url, args.file, args.sentence)
+    with tempfile.TemporaryDirectory() as folder, browsers.browser(folder) as page:
+        take(page, args.url, args.file, args.sentence)

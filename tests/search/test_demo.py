@@ -14,7 +14,7 @@ import serving
 from PIL import Image
 
 from unipt_jax.errors import UserError
-from unipt_jax.search import demo, demo_page
+from unipt_jax.search import demo, demo_answers, demo_page
 
 pytest.importorskip("gradio")
 
@@ -110,6 +110,27 @@ def test_a_picture_finds_what_looks_like_it(page, served, tmp_path):
     assert hits[0].number == 5
 
 
+def test_nobody_comes_back_to_an_error(served):
+    page = demo_answers.Page(served, limit=1)
+    first, trail = page.text(SENTENCE, 5, ())
+    second, trail = page.like(3, 5, trail)
+    for _ in range(3):
+        error, trail = page.text("", 5, trail)
+        assert "more like" in error  # what one comes back to
+    assert page.back(trail) == (second, trail[:-1])
+    assert page.back(trail[:-1])[0] == first
+    assert page.back(trail[:-2])[0] == page.back(())[0] == demo_page.EMPTY
+
+
+def test_the_way_back_has_an_end(served):
+    page, trail = demo_answers.Page(served, limit=1), ()
+    for number in range(20 + 5):
+        _, trail = page.like(number % 20, 1, trail)
+    assert [view.asked for view in trail] == [
+        served.index[number % 20].label for number in range(5, 25)
+    ]
+
+
 def test_a_picture_over_the_limit_is_refused_in_the_browser(page, tmp_path):
     (tmp_path / "large.jpg").write_bytes(bytes(600_000))
     page.upload("#picker input", tmp_path / "large.jpg")
@@ -171,7 +192,7 @@ def test_it_fits_the_window_and_can_be_read(page, size, scheme):
 
 def test_the_screenshot_of_the_readme_shows_the_page(page, url, tmp_path):
     file = tmp_path / "page.png"
-    screenshot.take(url, file)
+    screenshot.take(page, url, file, SENTENCE)
     with Image.open(file) as shot:
         assert shot.size == screenshot.SIZE
         # The crops are at their place, in many colours.
