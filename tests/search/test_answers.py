@@ -16,6 +16,7 @@ from PIL import Image
 import unipt_jax
 from unipt_jax.search import answers, queries, results_page
 from unipt_jax.search import searcher as searchers
+from unipt_jax.search.words import Words
 
 SENTENCES = ["a woman with a black bag", "an old <b>man</b> & a hat"]
 
@@ -175,6 +176,12 @@ def test_the_terminal_has_rank_score_and_whole_path(searcher, tmp_path):
     strongest = max(means, key=lambda word: abs(means[word]))
     assert first == [strongest, f"{means[strongest]:+.3f}"]
     assert len(words.split(", ")) == answers.TOLD
+
+
+def test_words_on_the_terminal_stand_without_the_signs_around_them():
+    effect = np.array([[0.1], [0.5], [-0.3]], np.float32)
+    said = answers.strongest(Words(("a", "red,", "--"), effect))
+    assert said == "red +0.500, -- -0.300, a +0.100"
 
 
 def test_a_file_name_cannot_write_to_the_terminal(searcher):

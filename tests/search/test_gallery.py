@@ -154,3 +154,14 @@ def test_what_is_no_question_is_refused(query, k, says):
     asked = Gallery(np.ones((9, 4), np.float32))
     with pytest.raises(ValueError, match=says):
         asked.top_k(query, k)
+
+
+def test_few_programs_serve_all_numbers_of_answers():
+    rng = np.random.default_rng(1)
+    asked, query = Gallery(unit(rng, 500, 8)), unit(rng, 3, 8)
+    galleries._best.clear_cache()
+    wide = asked.top_k(query, 50)
+    for k in range(1, 51, 7):
+        for some, whole in zip(asked.top_k(query, k), wide, strict=True):
+            np.testing.assert_array_equal(some, whole[:, :k])
+    assert galleries._best._cache_size() == 3  # 16, 32 and 64 at once

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import string
 from collections.abc import Sequence
 from typing import Any
 
@@ -169,10 +170,11 @@ def _table(index: Index, one: Answer) -> str:
 
 
 def strongest(words: Words) -> str:
-    """The words that mattered most, strongest first."""
+    """The words that mattered most, strongest first, without the signs around them."""
     mean = words.mean
     order = np.argsort(-np.abs(mean), kind="stable")[:TOLD]
-    return ", ".join(f"{words.words[i]} {signed(mean[i])}" for i in order)
+    bare = [word.strip(string.punctuation) or word for word in words.words]
+    return ", ".join(f"{bare[i]} {signed(mean[i])}" for i in order)
 
 
 def signed(effect: float) -> str:

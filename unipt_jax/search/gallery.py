@@ -110,9 +110,9 @@ class Gallery:
     def _ask(
         self, query: np.ndarray, rows: jax.Array, size: int, k: int, approximate: bool
     ) -> tuple[np.ndarray, np.ndarray]:
-        padded = 1
-        while padded < len(query):
-            padded *= 2  # few sizes, so that few are compiled
+        # Few sizes, so that few programs are compiled.
+        padded = _power(len(query))
+        more = min(max(16, _power(k)), size)
         on_cpu = self._mesh.devices.flat[0].platform == "cpu"
         best = _best(
             jax.device_put(
@@ -121,12 +121,17 @@ class Gallery:
             rows,
             np.int32(size),
             mesh=self._mesh,
-            k=k,
+            k=more,
             block=int(np.clip(16 * padded, *CPU_ROWS)) if on_cpu else ROWS,
             approximate=approximate,
         )
-        scores, numbers = (np.asarray(x)[: len(query)] for x in best)
+        scores, numbers = (np.asarray(x)[: len(query), :k] for x in best)
         return scores, numbers
+
+
+def _power(number: int) -> int:
+    """The least power of 2 that is no less."""
+    return 1 << (number - 1).bit_length()
 
 
 def _room(mesh: Mesh, embeddings: np.ndarray) -> int:
