@@ -98,18 +98,19 @@ def test_approximate_search_on_a_cpu_finds_all_of_them(small_blocks, devices):
         np.testing.assert_array_equal(a, b)
 
 
-def test_approximate_search_is_what_a_tpu_is_asked_for():
-    mesh = helpers.mesh_of(1)
-    rows = jax.ShapeDtypeStruct((4096, 8), np.float16)
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("approximate", [False, True])
+def test_a_gpu_and_a_tpu_get_a_program_of_their_own(platform, approximate):
+    rows = jax.ShapeDtypeStruct((80_000, 8), np.float16)
     query = jax.ShapeDtypeStruct((4, 8), np.float32)
     size = jax.ShapeDtypeStruct((), np.int32)
-
-    def lowered(approximate):
-        options = dict(mesh=mesh, k=3, block=1024, approximate=approximate)
-        return galleries._best.trace(query, rows, size, **options).jaxpr
-
-    assert "approx_top_k" in str(lowered(True))
-    assert "approx_top_k" not in str(lowered(False))
+    options = dict(mesh=helpers.mesh_of(1), k=16, block=galleries.ROWS)
+    traced = galleries._best.trace(
+        query, rows, size, approximate=approximate, **options
+    )
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert "precision = [HIGHEST, HIGHEST]" in text
+    assert ("ApproxTopK" in text) == approximate
 
 
 def test_a_mapped_file_is_not_copied(tmp_path):
