@@ -18,7 +18,7 @@ from unipt_jax.search import index as indexes
 from unipt_jax.search.index import ENTRIES, Index
 
 PARTS = "parts"
-UNREAD = bytes(32)  # the digest of a file that could not be read
+UNREAD = bytes(32)  # the digest of a file that could not be read: no content has it
 _BLOCK = 1 << 14  # rows that are gathered at a time
 
 
@@ -132,8 +132,7 @@ class Parts:
             digests = table.column("digest").to_pylist()
             asked = table.column("asked").to_pylist()
             for row, content in enumerate(zip(digests, asked, strict=True), begin):
-                if content[0] != UNREAD:
-                    self._same.setdefault(content, row)
+                self._same.setdefault(content, row)
 
     def same(self, digest: bytes, asked: bytes) -> int | None:
         """The number of a row of a file with that content, and that box of it."""
@@ -153,8 +152,7 @@ class Parts:
         """Takes a new row in hand; its number."""
         number = self._begins[-1] + len(self._hand)
         self._hand.append(row)
-        if row.digest != UNREAD:
-            self._same.setdefault((row.digest, row.asked), number)
+        self._same.setdefault((row.digest, row.asked), number)
         return number
 
     def flush(self) -> None:
