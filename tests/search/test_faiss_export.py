@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 
 import numpy as np
@@ -43,6 +44,15 @@ def test_a_line_says_what_each_number_means(tmp_path):
     assert [line["path"] for line in lines] == [f"anna/{i}.jpg" for i in range(3)]
     assert [line["digest"] for line in lines] == [index[i].digest for i in range(3)]
     assert lines[0]["folder"] == "/pictures" and lines[0]["box"] is None
+
+
+def test_a_folder_whose_name_is_no_utf8_has_its_line(tmp_path):
+    pytest.importorskip("faiss")
+    folder = os.fsdecode(b"/pictures/\xe9")
+    index = searching.write_index(tmp_path / "index", folders=[folder])
+    faiss_export.write(index, tmp_path / "gallery.faiss")
+    lines = (tmp_path / "gallery.faiss.jsonl").read_text().splitlines()
+    assert {json.loads(line)["folder"] for line in lines} == {folder}
 
 
 def test_without_faiss_it_is_said_what_to_install(tmp_path, monkeypatch):

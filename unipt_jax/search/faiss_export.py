@@ -20,9 +20,10 @@ def write(index: Index, file: str | os.PathLike) -> None:
 
     The vectors are float32, those of the index to the bit (a float16 is a float32, too),
     so an exact search by `faiss.read_index(file).search(query, k)` finds what ours does.
-    The lines stand in the order of faiss's numbers: path, folder, box, digest. Both files
-    appear when both are written. All vectors are in memory at once, 4 bytes a
-    number: 3 GB for a million of width 768.
+    The lines stand in the order of faiss's numbers: path, folder, box, digest. Both
+    files are written before either has its name; a kill between the two namings leaves
+    new lines beside old vectors, until the same command is run again. All vectors are
+    in memory at once, 4 bytes a number: 3 GB for a million of width 768.
 
     Raises UserError where faiss is not installed, or the file cannot be one.
     """
@@ -61,7 +62,7 @@ def _line(index: Index, number: int) -> bytes:
         "box": crop.box,
         "digest": crop.digest,
     }
-    return json.dumps(said, ensure_ascii=False).encode() + b"\n"
+    return json.dumps(said).encode() + b"\n"  # escaped: a folder may be no UTF-8
 
 
 def _progress(numbers: range, what: str) -> tqdm:
