@@ -15,13 +15,15 @@ VOCABULARY = 24
 HEIGHT, WIDTH = 16, 8
 
 # Compiles a third as long: machine code that runs a moment does not repay polishing.
-quick_jit = functools.partial(
-    jax.jit,
-    compiler_options={
-        "xla_backend_optimization_level": 0,
-        "xla_llvm_disable_expensive_passes": True,
-    },
-)
+QUICK = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+}
+if jax.__version_info__ < (0, 11):
+    # The older emitters, gone since, need a third of that again: no passes over MLIR
+    # for each of a step's hundreds of fusions.
+    QUICK["xla_cpu_use_fusion_emitters"] = False
+quick_jit = functools.partial(jax.jit, compiler_options=QUICK)
 
 
 def mesh_of(devices, fsdp=1):

@@ -8,10 +8,12 @@ import socket
 import subprocess
 import sys
 
+import helpers
+
 ROOT = pathlib.Path(__file__).parent.parent
 
-# Compiles in half the time: machine code that runs a moment does not repay polishing.
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+# What `helpers.quick_jit` asks for, as flags.
+QUICK = " ".join(f"--{name}={int(value)}" for name, value in helpers.QUICK.items())
 
 # The quickstart's pair made smaller still, with dropout on. A run with these flags
 # alone, on one device, is the program that most files need: compiled once for all.
