@@ -321,7 +321,7 @@ def bad_files(folder):
     (folder / "bomb.png").write_bytes(captioning.bomb())
     (folder / "out.jpg").symlink_to("/etc/hostname")
     os.mkfifo(folder / "pipe.jpg")
-    none = "cannot identify it as a picture of any kind"
+    none = "cannot identify it as a picture ("
     return {
         "cut.jpg": "",  # PIL's words for it depend on where
         "empty.jpg": none,

@@ -10,6 +10,9 @@ from PIL import Image, UnidentifiedImageError
 
 ORIENTATION = 0x0112  # the EXIF tag
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm")
+# What a file may hold, whatever its name: a name must not choose among all that PIL reads,
+# which hands PostScript to a program. MPO, which phones name .jpg, PIL opens as JPEG.
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 LARGEST = 1 << 29  # bytes of a file
 LARGEST_PIXELS = 1 << 26  # of a picture: a small file may claim to hold terabytes
 Box = tuple[int, int, int, int]  # x, y, w, h in pixels of the upright picture
@@ -22,13 +25,15 @@ _TURN = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Where PIL finds an orientation, in `Image.info`.
+_TELLS_TURN = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 
 
 @contextlib.contextmanager
 def _opened(encoded: bytes) -> Iterator[Image.Image]:
     """The picture in a file; whatever PIL says of a bad one comes out as OSError."""
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
             width, height = image.size
             if width * height > LARGEST_PIXELS:
                 raise OSError(
@@ -37,7 +42,8 @@ def _opened(encoded: bytes) -> Iterator[Image.Image]:
                 )
             yield image
     except UnidentifiedImageError as error:  # PIL tells the address of our buffer
-        raise OSError("cannot identify it as a picture of any kind") from error
+        kinds = ", ".join(FORMATS)
+        raise OSError(f"cannot identify it as a picture ({kinds})") from error
     except (OSError, MemoryError):  # the latter is no fault of the file
         raise
     except Exception as error:  # SyntaxError, struct.error, DecompressionBombError ...
@@ -67,13 +73,18 @@ def cut(image: Image.Image, box: Box) -> Image.Image:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """RGB, turned as its EXIF orientation says; transparency is laid on white."""
+    """RGB, turned as its EXIF orientation says; transparency is laid on white.
+
+    What is turned tells of no turn any more: of what is upright it makes the same again.
+    """
     # Not ImageOps.exif_transpose: it writes the EXIF block anew, which a single tag of
     # the wrong type stops.
     image.load()  # PIL turns a TIFF here and takes its tag away
     turn = _TURN.get(image.getexif().get(ORIENTATION))
     if turn is not None:
         image = image.transpose(turn)
+        for name in _TELLS_TURN:  # PIL copies them
+            image.info.pop(name, None)
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
     if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):  # 16-bit and float greyscale
