@@ -1,10 +1,12 @@
 """What a person and a program read of the answers: terminal, results.json, page."""
 
+import errno
 import html.parser
 import io
 import json
 import os
 import shutil
+from unittest import mock
 
 import answering
 import helpers
@@ -14,9 +16,9 @@ import searching
 from PIL import Image
 
 import unipt_jax
-from unipt_jax.search import answers, queries, results_page
+from unipt_jax.data import images
+from unipt_jax.search import answers, queries, remarks, results_page, words
 from unipt_jax.search import searcher as searchers
-from unipt_jax.search.words import Words
 
 SENTENCES = ["a woman with a black bag", "an old <b>man</b> & a hat"]
 
@@ -80,17 +82,17 @@ def test_results_json_has_all_that_was_found(searcher, tmp_path):
     assert [one["query"] for one in said["queries"]] == SENTENCES
     for one, sentence in zip(said["queries"], SENTENCES, strict=True):
         hits = searcher.by_text([sentence], 4)[0]
-        words = searcher.words(sentence, hits)
+        mattered = searcher.words(sentence, hits)
         assert one["kind"] == "sentence"
         assert [word["word"] for word in one["words"]] == sentence.split()
         means = [word["effect"] for word in one["words"]]
-        np.testing.assert_allclose(means, words.mean, atol=2e-5)
+        np.testing.assert_allclose(means, mattered.mean, atol=2e-5)
         for i, (row, hit) in enumerate(zip(one["results"], hits, strict=True)):
             assert row["rank"] == i + 1 and row["path"] == hit.crop.path
             assert row["score"] == pytest.approx(hit.score, abs=2e-5)
             assert row["folder"] == str(tmp_path / "crops") and row["box"] is None
             assert row["note"] == ""
-            np.testing.assert_allclose(row["words"], words.effect[:, i], atol=2e-5)
+            np.testing.assert_allclose(row["words"], mattered.effect[:, i], atol=2e-5)
 
 
 def test_pictures_and_sentences_are_answered_in_their_order(searcher, tmp_path):
@@ -110,8 +112,8 @@ def test_without_words_none_are_computed(searcher):
     found = answers.answer(searcher, asked("a man"), 2, words=False)
     [one] = answers.record(searcher.index, found)["queries"]
     assert one["words"] == [] and one["results"][0]["words"] == []
-    assert answers.LEGEND not in answers.terminal(searcher.index, found)
-    assert results_page.LEGEND not in page(searcher, found).said
+    assert words.LEGEND not in answers.terminal(searcher.index, found)
+    assert words.LEGEND not in page(searcher, found).said
 
 
 def test_more_than_there_are_is_said(searcher):
@@ -138,9 +140,28 @@ def test_changed_and_vanished_files_are_said_to_be(searcher, tmp_path):
     assert (crops / "003.jpg").stat().st_size != before.st_size
     os.utime(crops / "anna" / "001.jpg", ns=(1, 1))
     said = notes_by_path(searcher)
-    assert said.pop("000.jpg") == (answers.GONE,)
-    assert said.pop("003.jpg") == said.pop("anna/001.jpg") == (answers.CHANGED,)
+    assert said.pop("000.jpg") == (remarks.GONE,)
+    assert said.pop("003.jpg") == said.pop("anna/001.jpg") == (remarks.CHANGED,)
     assert set(said.values()) == {()} and len(said) == 3
+
+
+def test_a_file_that_may_not_be_looked_at_is_not_said_to_be_gone(searcher):
+    refused = PermissionError(errno.EACCES, "Permission denied")
+    with mock.patch.object(os, "stat", side_effect=refused):
+        said = set(notes_by_path(searcher).values())
+    assert said == {("cannot be read: Permission denied",)}
+
+
+@pytest.mark.parametrize(
+    ("size", "notes"), [((90, 60), (remarks.ASKED_PHOTOGRAPH,)), ((30, 60), ())]
+)
+def test_a_photograph_that_was_asked_with_is_said_to_be_one(
+    searcher, tmp_path, size, notes
+):
+    file = tmp_path / "asked.png"
+    Image.new("RGB", size).save(file)
+    [one] = answers.answer(searcher, queries.read([str(file)]), 1, words=False)
+    assert one.notes == notes
 
 
 def test_a_crop_shaped_like_a_photograph_is_said_to_be(encoder, clip, tmp_path):
@@ -150,10 +171,10 @@ def test_a_crop_shaped_like_a_photograph_is_said_to_be(encoder, clip, tmp_path):
     searcher = searchers.make(encoder, index)
     found = answers.answer(searcher, asked("a man"), 3, words=False)
     said = {one.hit.crop.path: one.notes for one in found[0].found}
-    assert said.pop("000.jpg") == (answers.PHOTOGRAPH,)
+    assert said.pop("000.jpg") == (remarks.PHOTOGRAPH,)
     assert set(said.values()) == {()}
-    assert answers.terminal(index, found).count(answers.PHOTOGRAPH) == 1
-    assert page(searcher, found).said.count(answers.PHOTOGRAPH) == 1
+    assert answers.terminal(index, found).count(remarks.PHOTOGRAPH) == 1
+    assert page(searcher, found).said.count(remarks.PHOTOGRAPH) == 1
 
 
 # --- terminal ------------------------------------------------------------------------
@@ -161,10 +182,10 @@ def test_a_crop_shaped_like_a_photograph_is_said_to_be(encoder, clip, tmp_path):
 
 def test_the_terminal_has_rank_score_and_whole_path(searcher, tmp_path):
     found = answers.answer(searcher, asked(SENTENCES[0]), 3, words=True)
-    title, words, head, *rows, blank, legend = answers.terminal(
+    title, mattered, head, *rows, blank, legend = answers.terminal(
         searcher.index, found
     ).splitlines()
-    assert title == SENTENCES[0] and legend == answers.LEGEND and blank == ""
+    assert title == SENTENCES[0] and legend == words.LEGEND and blank == ""
     assert head.split() == ["rank", "score", "path"]
     for row, one in zip(rows, found[0].found, strict=True):
         rank, score, path = row.split(maxsplit=2)
@@ -172,15 +193,15 @@ def test_the_terminal_has_rank_score_and_whole_path(searcher, tmp_path):
         assert float(score) == pytest.approx(one.hit.score, abs=6e-4)
         assert path == str(tmp_path / "crops" / one.hit.crop.path)
     means = dict(zip(found[0].words.words, found[0].words.mean, strict=True))
-    first = words.removeprefix("  words: ").split(", ")[0].split()
+    first = mattered.removeprefix("  words: ").split(", ")[0].split()
     strongest = max(means, key=lambda word: abs(means[word]))
     assert first == [strongest, f"{means[strongest]:+.3f}"]
-    assert len(words.split(", ")) == answers.TOLD
+    assert len(mattered.split(", ")) == answers.TOLD
 
 
 def test_words_on_the_terminal_stand_without_the_signs_around_them():
     effect = np.array([[0.1], [0.5], [-0.3]], np.float32)
-    said = answers.strongest(Words(("a", "red,", "--"), effect))
+    said = answers.strongest(words.Words(("a", "red,", "--"), effect))
     assert said == "red +0.500, -- -0.300, a +0.100"
 
 
@@ -234,15 +255,26 @@ def test_the_page_stands_alone_and_text_stays_text(searcher):
 def test_words_are_tinted_by_their_mean_effect(searcher):
     found = answers.answer(searcher, asked(SENTENCES[0]), 4, words=True)
     shown = page(searcher, found)
-    assert results_page.LEGEND in shown.said
+    assert f"{words.LEGEND} {words.TINTS}" in shown.said
     tints = [span["style"] for span in shown.of("span") if "style" in span]
     mean = found[0].words.mean
     assert len(tints) == len(mean) == 6
+    most = max(abs(mean).max(), 0.01)
     for tint, value in zip(tints, mean, strict=True):
-        assert ("66, 133, 244" in tint) == (value > 0)
+        assert (words.RAISES in tint) == (value > 0)
         alpha = float(tint.rstrip(")").rsplit(", ")[-1])
-        assert alpha == pytest.approx(0.7 * abs(value) / abs(mean).max(), abs=0.006)
+        assert alpha == pytest.approx(0.6 * abs(value) / most, abs=6e-4)
         assert f"{value:+.3f}".replace("-0.000", "+0.000") in shown.said
+
+
+def test_a_word_of_no_effect_has_no_tint_however_strong_it_is_among_others():
+    effect = np.array([[2e-7], [-1e-7], [0.02]], np.float32)
+    faint = words.tinted(words.Words(("a", "red"), effect[:2]))
+    assert [one.colour.rsplit(", ")[-1] for one in faint] == ["0.000)", "0.000)"]
+    assert [one.effect for one in faint] == ["+0.000", "+0.000"]
+    strong = words.tinted(words.Words(("a", "red", "coat"), effect))
+    assert [one.colour.rsplit(", ")[-1] for one in strong][::2] == ["0.000)", "0.600)"]
+    assert words.tinted(words.Words((), np.zeros((0, 3)))) == []
 
 
 def test_a_picture_that_was_asked_with_is_shown(searcher, tmp_path):
@@ -265,7 +297,15 @@ def test_where_pictures_are_gone_the_page_has_grey_fields_that_say_so(
     assert len(shown.of("figure")) == 6 and len(shown.of("img")) == 1
     assert len(shown.of("div", **{"class": "gone"})) == 5
     assert shown.said.count("the file is gone") == 4
-    assert shown.said.count("cannot be shown") == 1
+    assert shown.said.count("cannot be read: cannot identify") == 1
+
+
+def test_a_picture_that_memory_is_too_small_for_is_a_grey_field(searcher):
+    found = answers.answer(searcher, asked("a man"), 2, words=False)
+    with mock.patch.object(images, "thumbnail", side_effect=MemoryError):
+        shown = page(searcher, found)
+    assert shown.said.count("cannot be read: out of memory") == 2
+    assert len(shown.of("div", **{"class": "gone"})) == 2
 
 
 # --- queries -------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import pathlib
 import re
 import shutil
 import sys
+from unittest import mock
 
 import answering
 import captioning
@@ -15,7 +16,8 @@ import pytest
 from PIL import Image
 from serving import LIMIT
 
-from unipt_jax.search import demo_answers
+from unipt_jax.data import images
+from unipt_jax.search import crops, demo_answers, remarks, searcher
 
 pytest.importorskip("gradio")
 JOIN = "/gradio_api/queue/join"
@@ -154,10 +156,35 @@ def test_an_uploaded_picture_never_lies_on_the_disk(visitor, served, folder):
 
 def test_a_whole_photograph_is_searched_with_a_note(visitor):
     html = visitor.picture(encoded(captioning.encode(noise(200, 300), "PNG")))
-    assert "not shaped like one person" in html
-    assert "not shaped like" not in visitor.picture(
+    assert remarks.ASKED_PHOTOGRAPH in html
+    assert remarks.ASKED_PHOTOGRAPH not in visitor.picture(
         encoded(captioning.encode(noise(300, 100), "WEBP"))
     )
+
+
+def test_a_page_that_cannot_be_put_together_is_a_sentence_too(served, monkeypatch):
+    page = demo_answers.Page(served, limit=1)
+    _, trail = page.text("a man", 2, ())
+    _, trail = page.like(1, 2, trail)
+    monkeypatch.setattr(images, "thumbnail", fail := mock.Mock(side_effect=MemoryError))
+    html, _ = page.text("a man", 2, ())
+    assert fail.called and html.count("the file is gone, or cannot be read") == 2
+    monkeypatch.setattr(crops, "read", mock.Mock(side_effect=RuntimeError))
+    for html, after in (page.text("a man", 2, trail), page.back(trail)):
+        assert "the terminal that runs the page says how" in html
+        assert after[-1].kind == "error"
+    monkeypatch.undo()
+    assert 'data-kind="text"' in page.back(after)[0]  # what failed is asked for again
+
+
+def test_where_there_is_no_other_crop_the_page_says_so(clip, served, tmp_path):
+    (tmp_path / "crops").mkdir()
+    shutil.copy(served.index.file(3), tmp_path / "crops" / "one.jpg")
+    index = answering.write_index(
+        tmp_path / "index", served.encoder, clip, tmp_path / "crops"
+    )
+    page = demo_answers.Page(searcher.make(served.encoder, index), limit=1)
+    assert "there is no other crop" in page.like(0, 5, ())[0]
 
 
 # --- paths ----------------------------------------------------------------------------

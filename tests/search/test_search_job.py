@@ -17,7 +17,7 @@ from PIL import Image
 import unipt_jax
 from configs import search as config_of_search
 from unipt_jax.errors import UserError
-from unipt_jax.search import answers, job, searcher
+from unipt_jax.search import job, searcher, words
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_one_command_makes_an_index_and_answers(made, crops):
         assert row["score"] == pytest.approx(hit.score, abs=2e-5)
         assert f"{hit.rank:>4}  {hit.score:6.3f}  {crops / hit.crop.path}" in said
     assert (folder / "results.html").read_text().count("data:image/jpeg") == 3
-    assert f"see {folder}/results.html" in said and answers.LEGEND in said
+    assert f"see {folder}/results.html" in said and words.LEGEND in said
     assert not list(folder.glob("*.partial"))
 
 

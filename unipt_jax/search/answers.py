@@ -10,23 +10,15 @@ import numpy as np
 from PIL import Image
 
 from unipt_jax.data import images
-from unipt_jax.search import queries
+from unipt_jax.search import queries, scan
 from unipt_jax.search.index import Index
 from unipt_jax.search.queries import Query
+from unipt_jax.search.remarks import ASKED_PHOTOGRAPH, CHANGED, PHOTOGRAPH, unread
 from unipt_jax.search.searcher import Hit, Searcher
-from unipt_jax.search.words import Words
+from unipt_jax.search.words import LEGEND, Words, signed
 
-PHOTOGRAPH = (
-    "shaped like a whole photograph, not like one person: the score says little"
-)
-CHANGED = "changed since it was indexed"
-GONE = "the file is gone"
 SHOWN = 50  # queries that the terminal and the page show; results.json has all
 TOLD = 5  # words a query that the terminal shows
-LEGEND = (
-    "words: how much lower the mean score of these crops is when the word is left out; "
-    "what the model does, no proof of why"
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,9 +59,11 @@ def answer(
     mattered = iter(searcher.words_of(sentences, texts) if words else ())
     out = []
     for query in asked:
-        notes, own = [], None
         if query.kind == "sentence":
             notes, own = searcher.notes(query.text), next(mattered, None)
+        else:
+            photograph = scan.looks_like_a_photograph(query.height, query.width)
+            notes, own = [ASKED_PHOTOGRAPH] * photograph, None
         if k > len(searcher.index):
             notes.append(f"the index has {len(searcher.index)} crops, fewer than k={k}")
         found = tuple(
@@ -88,11 +82,11 @@ def _opened(searcher: Searcher, query: queries.Picture) -> Image.Image:
 
 def remarks(index: Index, hit: Hit) -> list[str]:
     """What a person should know of a crop that was found; its file is not opened."""
-    said = [PHOTOGRAPH] if hit.photograph else []
+    said = [PHOTOGRAPH] * hit.photograph
     try:
         now = os.stat(index.file(hit.number))
-    except OSError:
-        return [*said, GONE]
+    except OSError as error:
+        return [*said, unread(error)]
     same = (now.st_size, now.st_mtime_ns) == (hit.crop.bytes, hit.crop.mtime_ns)
     return said if same else [*said, CHANGED]
 
@@ -175,8 +169,3 @@ def strongest(words: Words) -> str:
     order = np.argsort(-np.abs(mean), kind="stable")[:TOLD]
     bare = [word.strip(string.punctuation) or word for word in words.words]
     return ", ".join(f"{bare[i]} {signed(mean[i])}" for i in order)
-
-
-def signed(effect: float) -> str:
-    """An effect as a person reads it: "+0.031"; what is nothing has no minus."""
-    return f"{round(float(effect), 3) + 0.0:+.3f}"

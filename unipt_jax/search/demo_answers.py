@@ -13,8 +13,9 @@ from PIL import Image
 from unipt_jax.data import images
 from unipt_jax.errors import UserError
 from unipt_jax.search import crops, demo_page, scan
+from unipt_jax.search.remarks import ASKED_PHOTOGRAPH
 from unipt_jax.search.searcher import Hit, Searcher
-from unipt_jax.search.words import Words
+from unipt_jax.search.words import Words, tinted
 
 MOST = 50  # answers to one question
 LONGEST = 1000  # letters of a sentence
@@ -74,13 +75,18 @@ class Page:
         """The answer before the one that is shown."""
         if len(trail) < 2:
             return demo_page.EMPTY, ()
-        return self.shown(trail[:-1]), trail[:-1]
+        return self._shown(lambda: trail[:-1], trail[:-1])
 
     def _answered(self, ask: Callable[[], View], trail: Trail) -> Shown:
         """Asks. What cannot be answered is a sentence, which nobody comes back to."""
         trail = tuple(view for view in trail if view.kind != ERROR)
+        return self._shown(lambda: (*trail, ask())[-TRAIL:], trail)
+
+    def _shown(self, go: Callable[[], Trail], trail: Trail) -> Shown:
+        """Goes on from `trail`, and shows where that leads, or why it cannot be."""
         try:
-            view = ask()
+            after = go()
+            return self.shown(after), after
         except UserError as error:
             view = View(ERROR, str(error))
         except Exception:
@@ -117,7 +123,7 @@ class Page:
         picture = opened(file)
         notes = []
         if scan.looks_like_a_photograph(picture.height, picture.width):
-            notes = ["The picture is not shaped like one person: cut the person out."]
+            notes = [ASKED_PHOTOGRAPH]
         (hits,) = self.searcher.by_picture([picture], k)
         return View("picture", "", hits, notes=notes, picture=_small(picture))
 
@@ -126,7 +132,9 @@ class Page:
         if not isinstance(number, int) or not 0 <= number < len(index):
             raise UserError("There is no such crop.")
         hits = self.searcher.like(number, k)
-        return View("like", self._path(number), hits, picture=self._crop(number)[0])
+        notes = [] if hits else ["there is no other crop in the index"]
+        picture = self._crop(number)[0]
+        return View("like", self._path(number), hits, notes=notes, picture=picture)
 
     def shown(self, trail: Trail) -> str:
         """The last answer of a trail as HTML."""
@@ -139,7 +147,7 @@ class Page:
             view.kind,
             said.get(view.kind, f"more like {view.asked}"),
             [self._card(hit) for hit in view.hits],
-            words=demo_page.tinted(words.words, words.mean) if words else (),
+            words=tinted(words) if words else (),
             notes=view.notes,
             picture=view.picture,
             back=back,
@@ -154,7 +162,7 @@ class Page:
     def _crop(self, number: int) -> tuple[bytes, bool]:
         try:
             shown = crops.read(self.searcher.index, number)
-        except OSError:  # whose text has the whole path
+        except (OSError, MemoryError):  # whose text has the whole path
             return b"", False
         return shown.jpeg, shown.changed
 

@@ -5,23 +5,18 @@ import dataclasses
 from collections.abc import Sequence
 
 import jinja2
-import numpy as np
 
-FLAT = 0.01  # where no word changes the scores by more, all are tinted faintly
-WORDS_SAID = (
-    "Tinted words: how much the scores below rise (blue) or fall (orange), on average, "
-    "because the word is there, found by leaving out one word at a time. It tells what "
-    "the model's score does, not why; words that say the same hide each other."
-)
+from unipt_jax.search.remarks import CHANGED, PHOTOGRAPH
+from unipt_jax.search.words import LEGEND, TINTS, Tinted
+
 # What stands below a crop, and what it means.
 MARKS = {
     "photograph": "photograph?",
     "changed": "changed",
 }
 MARKS_SAID = {
-    "photograph": "\u201cphotograph?\u201d: not shaped like one person; its score is of all "
-    "that is in it.",
-    "changed": "\u201cchanged\u201d: the file is not what it was when it was indexed.",
+    "photograph": f"\u201cphotograph?\u201d: {PHOTOGRAPH}.",
+    "changed": f"\u201cchanged\u201d: {CHANGED}.",
 }
 
 TEMPLATE = """<section class="answer" data-kind="{{ kind }}">
@@ -29,7 +24,7 @@ TEMPLATE = """<section class="answer" data-kind="{{ kind }}">
  {{ back }}</button>{% endif %}
 <div class="asked">{% if picture %}<img alt="the picture that was searched for"
  src="{{ picture }}">{% endif %}<p>{{ said }}
-{%- for w in words %} <span class="word" title="{{ w.title }}" style="background:
+{%- for w in words %} <span class="word" title="{{ w.effect }}" style="background:
 {{- w.colour }}">{{ w.text }}</span>{% endfor %}</p></div>
 {% if words %}<p class="faint legend">{{ legend }}</p>{% endif %}
 {% for note in notes %}<p class="note">{{ note }}</p>{% endfor %}
@@ -148,36 +143,9 @@ class Card:
         return within(self.jpeg)
 
 
-@dataclasses.dataclass(frozen=True)
-class Word:
-    """A word of the sentence and its mean effect on the scores; see `words.Words`."""
-
-    text: str
-    effect: float
-    most: float
-
-    @property
-    def title(self) -> str:
-        """The effect in numbers."""
-        return f"{self.effect:+.4f}"
-
-    @property
-    def colour(self) -> str:
-        """Blue where the word raises scores, orange where it lowers them."""
-        opacity = min(0.6, 0.6 * abs(self.effect) / max(self.most, FLAT))
-        colour = "59, 130, 246" if self.effect >= 0 else "249, 115, 22"
-        return f"rgba({colour}, {opacity:.3f})"
-
-
 def within(jpeg: bytes) -> str:
     """A JPEG as the address of a picture, "" of none."""
     return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}" if jpeg else ""
-
-
-def tinted(words: Sequence[str], effects: np.ndarray) -> list[Word]:
-    """The words of a sentence with their effects (W,)."""
-    most = float(np.abs(effects).max()) if len(words) else 0.0
-    return [Word(w, float(e), most) for w, e in zip(words, effects, strict=True)]
 
 
 def answer(
@@ -185,7 +153,7 @@ def answer(
     said: str,
     cards: Sequence[Card],
     *,
-    words: Sequence[Word] = (),
+    words: Sequence[Tinted] = (),
     notes: Sequence[str] = (),
     picture: bytes = b"",
     back: str = "",
@@ -199,7 +167,7 @@ def answer(
         said=said,
         cards=cards,
         words=words,
-        legend=WORDS_SAID,
+        legend=f"{LEGEND} {TINTS}",
         names=MARKS,
         meanings=MARKS_SAID,
         marks={mark for card in cards for mark in card.marks},

@@ -20,11 +20,16 @@ class Sentence:
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A picture of a person. text: its file's name; encoded: what that holds."""
+    """A picture of a person.
+
+    text: its file's name. encoded: what that holds. height, width: upright, in pixels.
+    """
 
     kind: ClassVar[str] = "picture"
     text: str
     encoded: bytes
+    height: int
+    width: int
 
 
 Query = Sentence | Picture
@@ -43,8 +48,8 @@ def read(given: Sequence[str]) -> list[Query]:
 def _read(text: str) -> list[Query]:
     if not text.strip():
         raise UserError(
-            "a query is empty; describe a person, as in --config.query='a woman in a "
-            "red coat'"
+            "a query is empty, as of a shell variable that is not set; describe a "
+            "person, as in --config.query='a woman in a red coat'"
         )
     path = pathlib.Path(os.path.expanduser(text))
     suffix = path.suffix.lower()
@@ -100,10 +105,10 @@ def _picture(file: pathlib.Path) -> Picture:
         if size > images.LARGEST:
             raise OSError(f"a file of {size >> 20} MB is no picture")
         encoded = file.read_bytes()
-        images.measure(encoded)
+        height, width = images.measure(encoded)
     except OSError as error:
         said = error.strerror or str(error)
         raise UserError(
             f"the picture {file} cannot be read ({said}); ask with another one"
         ) from error
-    return Picture(str(file), encoded)
+    return Picture(str(file), encoded, height, width)

@@ -11,14 +11,10 @@ from unipt_jax.retrieval import progress
 from unipt_jax.search import answers, crops
 from unipt_jax.search.answers import Answer, Found
 from unipt_jax.search.index import Index
-from unipt_jax.search.words import Words
+from unipt_jax.search.remarks import unread
+from unipt_jax.search.words import LEGEND, TINTS, Tinted, tinted
 
 CROPS = 100  # a query, at most
-LEGEND = (
-    "The number below a word, and its tint, say how much the word changes the mean score "
-    "of the crops shown, found by leaving it out (blue raises it, orange lowers it): what "
-    "the model does, no proof of why, and words that say the same hide each other."
-)
 STYLE = """
  h2 { font-size: 1.15rem } h2 .count { color: #666; font-weight: 400 }
  .words { line-height: 2.6 }
@@ -49,7 +45,7 @@ TEMPLATE = """<!doctype html>
 {% if one.asked %}<figure class="asked">{{ picture(one.asked, one.text) }}
 <figcaption>the query</figcaption></figure>{% endif %}
 {% if one.words %}<p class="words">{% for word in one.words %}
-<span style="background: {{ word.tint }}">{{ word.text }}<small>{{ word.effect }}</small></span>
+<span style="background: {{ word.colour }}">{{ word.text }}<small>{{ word.effect }}</small></span>
 {% endfor %}</p>{% endif %}
 {% for note in one.notes %}<p class="note">{{ note }}</p>{% endfor %}
 <div class="row">{% for crop in one.crops %}<figure title="{{ crop.place }}">
@@ -61,13 +57,6 @@ TEMPLATE = """<!doctype html>
 {% endfor %}</div></section>
 {% endfor %}</body></html>
 """
-
-
-@dataclasses.dataclass(frozen=True)
-class _Word:
-    text: str
-    effect: str
-    tint: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +74,7 @@ class _Crop:
 class _Section:
     text: str
     asked: page.Picture | None
-    words: Sequence[_Word]
+    words: Sequence[Tinted]
     notes: Sequence[str]
     crops: Sequence[_Crop]
 
@@ -111,13 +100,13 @@ def render(index: Index, found: Sequence[Answer]) -> str:
         f"by {answers.plain(index.model.said)}; below each crop stand its rank, its "
         "score (cosine similarity) and its path."
     )
-    tinted = any(one.words is not None for one in shown)
+    coloured = any(one.words is not None for one in shown)
     jpegs: dict[int, page.Picture | str] = {}
     template = jinja2.Environment(autoescape=True).from_string(TEMPLATE)
     return template.render(
         style=page.STYLE + STYLE,
         subtitle=subtitle,
-        legend=LEGEND if tinted else "",
+        legend=f"{LEGEND} {TINTS}" if coloured else "",
         warnings=warnings,
         answers=[_section(index, one, jpegs) for one in progress(shown, "the page")],
     )
@@ -134,20 +123,6 @@ def _section(index: Index, one: Answer, jpegs: dict) -> _Section:
         notes=one.notes,
         crops=[_crop(index, crop, jpegs) for crop in one.found[:CROPS]],
     )
-
-
-def tinted(words: Words) -> list[_Word]:
-    """Words with the mean of their effects, blue where it is above 0, orange below.
-
-    The strongest word of a sentence has the strongest tint.
-    """
-    strongest = max(abs(words.mean).max(initial=0), 1e-9)
-    out = []
-    for text, mean in zip(words.words, words.mean.tolist(), strict=True):
-        colour = "66, 133, 244" if mean > 0 else "245, 145, 30"
-        tint = f"rgba({colour}, {0.7 * abs(mean) / strongest:.2f})"
-        out.append(_Word(answers.plain(text), answers.signed(mean), tint))
-    return out
 
 
 def _crop(index: Index, found: Found, jpegs: dict) -> _Crop:
@@ -172,7 +147,5 @@ def _jpeg(index: Index, number: int) -> page.Picture | str:
     """A crop as a page can hold it, or why there is none."""
     try:
         return page.Picture(crops.read(index, number).jpeg, "", right=True)
-    except FileNotFoundError:
-        return "the file is gone"
-    except OSError as error:
-        return f"cannot be shown: {error.strerror or error}"
+    except (OSError, MemoryError) as error:
+        return unread(error)

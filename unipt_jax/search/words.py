@@ -1,4 +1,4 @@
-"""Which words mattered: a sentence in, the sentences without one of its words out."""
+"""Which words mattered: a sentence in, what leaving each of its words out does out."""
 
 import dataclasses
 
@@ -7,6 +7,13 @@ import numpy as np
 from unipt_jax.data.tokenizers import Tokenizer
 
 NAMED = 8  # unknown words that a note names
+FLAT = 0.01  # where no word changes the scores by more, all are tinted faintly
+RAISES, LOWERS = "59, 130, 246", "249, 115, 22"  # blue and orange
+LEGEND = (
+    "Words: how much lower the mean score of the crops shown is when the word is left "
+    "out. It tells what the model does, not why; words that say the same hide each other."
+)
+TINTS = "Blue words raise the score, orange ones lower it."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,3 +121,33 @@ def effects(sentence: Sentence, texts: np.ndarray, crops: np.ndarray) -> Words:
     effect = np.zeros((len(sentence.words), len(crops)), np.float32)
     effect[: sentence.read] = scores[0] - scores[1:]
     return Words(sentence.words, effect)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tinted:
+    """A word as a page shows it. text, effect: as people read them. colour: CSS."""
+
+    text: str
+    effect: str
+    colour: str
+
+
+def tinted(words: Words) -> list[Tinted]:
+    """Words with their mean effects, blue where one raises the scores, orange where not.
+
+    The strongest word of a sentence has the strongest tint, unless all are below `FLAT`.
+    """
+    strongest = max(float(np.abs(words.mean).max(initial=0)), FLAT)
+    return [
+        Tinted(
+            text,
+            signed(mean),
+            f"rgba({RAISES if mean > 0 else LOWERS}, {0.6 * abs(mean) / strongest:.3f})",
+        )
+        for text, mean in zip(words.words, words.mean.tolist(), strict=True)
+    ]
+
+
+def signed(effect: float) -> str:
+    """An effect as a person reads it: "+0.031"; what is nothing has no minus."""
+    return f"{round(float(effect), 3) + 0.0:+.3f}"
