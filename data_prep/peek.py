@@ -16,8 +16,8 @@ from matplotlib.ticker import MaxNLocator
 from tqdm import tqdm
 
 from data_prep.entries import SPLITS
-from unipt_jax import page
-from unipt_jax.data import images, records, shards
+from unipt_jax import files, page
+from unipt_jax.data import images, records
 from unipt_jax.data.records import UNKNOWN, CaptionRecord, PersonRecord, Records
 from unipt_jax.errors import UserError
 
@@ -183,7 +183,7 @@ def write(folder: str | os.PathLike, file: str | os.PathLike) -> None:
         charts=_chart(tallies),
         made={name: _plain(value) for name, value in made.items()},
     )  # fmt: skip
-    partial = shards.partial_of(epath.Path(file))
+    partial = files.partial_of(epath.Path(file))
     try:
         partial.write_text(html)
         partial.replace(file)

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from data_prep import checks, workers
 from data_prep.entries import PRETRAIN, SPLITS, Entry, Survey
 from data_prep.raw import Place, as_it_lies, is_wound
+from unipt_jax import files
 from unipt_jax.data import images, shards
 from unipt_jax.data.records import PersonRecord, contiguous_labels
 from unipt_jax.errors import UserError
@@ -112,9 +113,9 @@ class Plan:
 
 
 def _write(file: epath.Path, text: str) -> None:
-    partial = shards.partial_of(file)
+    partial = files.partial_of(file)
     partial.write_text(text)
-    shards.settle(partial, file)
+    files.settle(partial, file)
 
 
 def _part(folder: epath.Path, split: str, shard: int) -> epath.Path:
@@ -158,9 +159,9 @@ def write_shard(task: Task) -> list[dict[str, str]]:
     be left out. Gives the images that cannot be read, with the reason."""
     folder = epath.Path(task.folder)
     plan = _plan_of(task)
-    files = plan.sets(folder)[task.split]
+    split = plan.sets(folder)[task.split]
     digest, bad, captions, written = hashlib.sha256(), [], 0, 0
-    with contextlib.suppress(_Unreadable), files.open(task.shard) as add:
+    with contextlib.suppress(_Unreadable), split.open(task.shard) as add:
         for row, encoded in _read(_rows(folder, task.split, task.shard), plan.raw):
             try:
                 if isinstance(encoded, OSError):

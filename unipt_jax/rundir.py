@@ -10,6 +10,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from unipt_jax.errors import UserError
+from unipt_jax.files import partial_of
 
 
 def write_json(file: epath.Path, value: Any) -> None:
@@ -18,10 +19,14 @@ def write_json(file: epath.Path, value: Any) -> None:
 
 
 def write_text(file: epath.Path, text: str) -> None:
-    """Writes a file whole, or not at all."""
-    partial = file.with_name(f"{file.name}.partial")
-    partial.write_text(text)
-    partial.replace(file)
+    """Writes a file whole, or not at all; of several processes the last one's stays."""
+    partial = partial_of(file)
+    try:
+        partial.write_text(text)
+        partial.replace(file)
+    except (Exception, KeyboardInterrupt):
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def open_workdir(

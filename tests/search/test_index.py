@@ -153,6 +153,14 @@ def test_a_full_disk_leaves_the_index_that_was_there(tmp_path, small_disk):
     gc.collect()  # what is mapped cannot be unmounted
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_what_ends_in_its_middle_leaves_nothing(tmp_path, error):
+    with pytest.raises(error), index.written(tmp_path / "a.npy") as out:
+        out.write(b"some")
+        raise error
+    assert not list(tmp_path.iterdir())
+
+
 # --- no index, or a damaged one ------------------------------------------------------
 
 

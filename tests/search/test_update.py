@@ -21,7 +21,7 @@ from PIL import Image
 from searching import bring, labels, skipped
 
 from unipt_jax import encoder as encoders
-from unipt_jax.data import folders, images
+from unipt_jax.data import folders, images, shards
 from unipt_jax.errors import UserError
 from unipt_jax.search import index, scan, work
 
@@ -292,21 +292,13 @@ def test_a_store_that_fails_ends_the_update_and_what_was_done_is_kept(
     assert embedded == [4] * 5
 
 
-def test_two_updates_at_once_the_second_is_refused(one, place):
-    with open_folder(place / "index") as held:
+def test_two_updates_at_once_the_second_is_refused_even_with_overwrite(one, place):
+    with open(place / "index" / shards.LOCK) as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another process is bringing the index"):
-            again(one, place)
+        for overwrite in (False, True):
+            with pytest.raises(UserError, match="another process is bringing the ind"):
+                again(one, place, overwrite=overwrite)
     again(one, place)
-
-
-@contextlib.contextmanager
-def open_folder(folder):
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 # --- what cannot be indexed ----------------------------------------------------------

@@ -14,8 +14,9 @@ from typing import Any
 from etils import epath
 
 from unipt_jax.data.records import CaptionRecord, PersonRecord
-from unipt_jax.data.shards import ShardedSet, partial_of, settle
+from unipt_jax.data.shards import ShardedSet
 from unipt_jax.errors import UserError
+from unipt_jax.files import partial_of, settle
 
 CAPTIONS, SKIPPED, LUPERSON_T = "captions.jsonl", "skipped.jsonl", "luperson_t.json"
 

@@ -7,7 +7,6 @@ processes write side by side.
 import contextlib
 import fcntl
 import os
-import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,45 +16,30 @@ from etils import epath
 from unipt_jax.data import records
 from unipt_jax.data.records import CaptionRecord, PersonRecord
 from unipt_jax.errors import UserError
+from unipt_jax.files import partial_of, settle
 
 # One record a group, to be read alone; pictures are compressed already.
 _WRITER = {PersonRecord: "group_size:1,uncompressed", CaptionRecord: "group_size:1"}
+LOCK = "lock"
 INFO = "dataset_info.json"  # written last: a set without it is not there yet
-
-
-def settle(partial: epath.Path, file: epath.Path) -> None:
-    """Gives a written file its name once its bytes are on the disk, not before: after a
-    power cut a file that has its name is whole."""
-    descriptor = os.open(partial, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    partial.replace(file)
-
-
-def partial_of(file: epath.Path) -> epath.Path:
-    """Where this process writes a file before it has its name."""
-    return file.with_name(f"{file.name}.{socket.gethostname()}-{os.getpid()}.partial")
 
 
 @contextlib.contextmanager
 def alone(folder: str | os.PathLike, refusal: str) -> Iterator[None]:
-    """Holds a folder that is there against other processes on this machine.
+    """Holds a folder that is there against other processes, by its file `lock`, which
+    stays: on this machine, and on others where the file system shares locks, as NFS does.
 
     Raises UserError, with that sentence, while another holds it.
     """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
+    # Of a folder itself NFS takes no lock.
+    with open(os.path.join(folder, LOCK), "w") as lock:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(refusal) from error
         except OSError:  # a file system without locks
             pass
         yield
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 
-from unipt_jax.data import shards
+from unipt_jax import files
 from unipt_jax.errors import UserError
 
 FORMAT = "unipt_jax index 1"
@@ -297,14 +297,15 @@ def write_table(out: BinaryIO, table: pa.Table) -> None:
 @contextlib.contextmanager
 def written(file: pathlib.Path) -> Iterator[BinaryIO]:
     """A file to write that has its name when all of it is on the disk."""
-    partial = shards.partial_of(file)
+    partial = files.partial_of(file)
     try:
         with open(partial, "wb") as out:
             yield out
-        shards.settle(partial, file)
-    except OSError as error:
+        files.settle(partial, file)
+    except (Exception, KeyboardInterrupt) as error:
         partial.unlink(missing_ok=True)
-        error.filename = error.filename or os.fspath(file)
+        if isinstance(error, OSError):
+            error.filename = error.filename or os.fspath(file)
         raise
 
 
