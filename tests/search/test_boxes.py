@@ -135,10 +135,30 @@ def test_the_same_box_twice_is_told_with_both_lines(refused):
     assert said.startswith(":4: './own.jpg' has the box 1,2,3,4 in line 2 already")
 
 
+def test_names_do_not_write_to_the_terminal(refused):
+    said = refused(HEAD + '"a\x1b[2J\nb.jpg",1,2,3,4\n')
+    assert said.startswith(":2: 'a\\x1b[2J\\nb.jpg' is no picture in")
+    assert refused(HEAD + "a\0/b.jpg,1,2,3,4\n").startswith(":2: 'a\\x00/b.jpg' is no")
+
+
+@pytest.mark.parametrize("given, named", [("link", "real"), ("real", "link")])
+def test_links_lead_to_the_same_files(tmp_path, given, named):
+    (tmp_path / "real" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("real")
+    keys = [(0, b"deep/1.jpg"), (0, b"again.jpg")]
+    (tmp_path / "real" / "again.jpg").symlink_to("deep/1.jpg")  # an entry of its own
+    found = Found([File(*key, 1, 1) for key in keys], {})
+    rows = [f"{tmp_path}/{named}/{path.decode()},1,2,3,4\n" for _, path in keys]
+    (tmp_path / "boxes.csv").write_text(HEAD + "".join(rows))
+    boxes_of = boxes.read(tmp_path / "boxes.csv", [str(tmp_path / given)], found)
+    assert boxes_of == {key: [(1, 2, 3, 4)] for key in keys}
+
+
 def test_what_is_no_csv_is_told(refused, tmp_path):
     assert refused(HEAD + 'own.jpg,1,2,3,4\n"own.jpg,1,2,3,4\n').startswith(":3: ")
     assert refused(HEAD + "x" * 200_000 + ",1,2,3,4\n").startswith(":2: field larger")
     assert refused(HEAD) == " has no box; give a line with path,x,y,w,h to each"
+    assert refused("path;x;y;w;h\nown.jpg;1;2;3;4\n").endswith("with commas")
     assert refused(b"PK\x03\x04\x00\xff" * 99).startswith(":1: no column path")
     for name in ("none.csv", ""):
         with pytest.raises(UserError, match="is no file; give a CSV with the columns"):

@@ -121,6 +121,40 @@ def test_a_folder_whose_store_fails_stops_the_update(root, monkeypatch):
         found(root)
 
 
+class Lost:
+    """What a listing gives of a file whose store has dropped off since."""
+
+    path = "/share/anna\n1.jpg"
+
+    def __init__(self, code):
+        self.code = code
+
+    def is_symlink(self):
+        return False
+
+    def stat(self):
+        raise OSError(self.code, os.strerror(self.code), self.path)
+
+
+def test_a_file_whose_store_fails_stops_the_update_too(root, monkeypatch):
+    def listed(code):
+        entries = [("000.jpg", next(os.scandir(root))), ("1.jpg", Lost(code))]
+        monkeypatch.setattr(scan.trees, "pictures", lambda *_, **__: iter(entries))
+        return scan.scan([str(root)])
+
+    said = r"/share/anna\\n1.jpg cannot be looked at .Stale file handle.; run the same"
+    with pytest.raises(UserError, match=said):
+        listed(116)
+    assert list(listed(2).skipped.values()) == ["No such file or directory"]
+
+
+def test_an_empty_name_is_not_taken_for_the_folder_one_is_in(root, monkeypatch):
+    monkeypatch.chdir(root)
+    with pytest.raises(UserError, match="an empty name is no folder of pictures; is a"):
+        scan.folders([""])
+    assert scan.folders(["."]) == (str(root),)
+
+
 @pytest.mark.parametrize(
     "names, said",
     [

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from unipt_jax.data.images import Box
 from unipt_jax.errors import UserError
-from unipt_jax.search.scan import Found, shown
+from unipt_jax.search.scan import Found, plain, shown
 
 COLUMNS = ("path", "x", "y", "w", "h")
 LARGEST = 1_000_000  # pixels, of any number in the file
@@ -23,8 +23,8 @@ def read(
 
     The first line names the columns, among them path, x, y, w, h; others are not read.
     x and y are of the left upper corner, and numbers are rounded. Paths are relative to
-    a folder of `folders`, the first that has it, or absolute. found: what `scan` found
-    there. Boxes may stand out of their picture: see `images.within`.
+    a folder of `folders`, the first that has it, or absolute, through links or not.
+    found: what `scan` found there. Boxes may stand out of their picture: see `images.within`.
     Raises UserError, with the line, for what is amiss.
     """
     file = pathlib.Path(os.path.expanduser(file))
@@ -88,6 +88,10 @@ def _rows(file: pathlib.Path) -> Iterator[tuple[int, Mapping[str, str]]]:
 
 def _check(file: pathlib.Path, header: Sequence[str]) -> None:
     missing = [name for name in COLUMNS if name not in header]
+    if len(header) == 1 and ";" in header[0]:
+        raise UserError(
+            f"{file}:1: the columns stand between semicolons; write the file with commas"
+        )
     if missing:
         raise UserError(
             f"{file}:1: no column {', '.join(missing)}; the first line must name the "
@@ -121,14 +125,18 @@ def _box(file: pathlib.Path, line: int, row: Mapping[str, str]) -> Box:
 
 def _key(file, line, path: str, folders: Sequence[str], known) -> Key | None:
     """The file that a path means; None where it is not among those known."""
+    if "\0" in path:  # which no file's name holds
+        return None
     inside = False
-    for number, folder in enumerate(folders):
-        place = os.path.relpath(os.path.join(folder, path), folder)
-        if place != ".." and not place.startswith("../"):
-            inside = True
-            key = number, os.fsencode(place)
-            if key in known:
-                return key
+    for lies in (os.path.abspath, os.path.realpath):  # by name, or where links lead to
+        for number, folder in enumerate(folders):
+            above, name = os.path.split(os.path.normpath(os.path.join(folder, path)))
+            place = os.path.relpath(os.path.join(lies(above), name), lies(folder))
+            if place != ".." and not place.startswith("../"):
+                inside = True
+                key = number, os.fsencode(place)
+                if key in known:
+                    return key
     if not inside:
         raise UserError(
             f"{file}:{line}: '{_shown(path)}' lies outside of {', '.join(folders)}; give "
@@ -138,4 +146,4 @@ def _key(file, line, path: str, folders: Sequence[str], known) -> Key | None:
 
 
 def _shown(text: str) -> str:
-    return shown(os.fsencode(text))
+    return plain(shown(os.fsencode(text)))

@@ -57,17 +57,27 @@ def shown(path: bytes) -> str:
     return path.decode("utf-8", "backslashreplace")
 
 
+def plain(text: str) -> str:
+    """A text that may be shown: what cannot be, such as a line's end, is spelt out."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def folders(names: Sequence[str]) -> tuple[str, ...]:
     """Absolute paths of folders of pictures. Raises UserError for what is no folder, and
     for one that lies in another: its pictures would be found twice."""
     reals: dict[str, str] = {}
     for name in names:
+        if not name:  # which would mean the folder that the command is given in
+            raise UserError(
+                "an empty name is no folder of pictures; is a variable of the shell not "
+                "set? Give a folder, such as ."
+            )
         if "://" in name:
             raise UserError(f"{name} is no local folder; copy its pictures to one")
         path = os.path.abspath(os.path.expanduser(name))
         if not os.path.isdir(path):
             said = "is a file" if os.path.exists(path) else "is not there"
-            raise UserError(f"{path} {said}; give a folder of pictures")
+            raise UserError(f"{plain(path)} {said}; give a folder of pictures")
         real = os.path.realpath(path)
         for other, known in reals.items():
             if _inside(real, known) or _inside(known, real):
@@ -84,7 +94,8 @@ def scan(folders: Sequence[str]) -> Found:
 
     Links to folders are not followed, for what is below is found at its own place, or
     lies elsewhere. Links to files are, where they stay inside. Raises UserError where
-    there is no picture, or a folder cannot be listed for a reason other than its own.
+    there is no picture, or where a folder or a file cannot be looked at for a reason
+    other than its own: for an outage, what is there would drop out of the index.
     """
     found = Found([], {})
     for number, folder in enumerate(folders):
@@ -112,13 +123,17 @@ def _scan(number: int, folder: str, found: Found) -> None:
             skip(entry.path, OUTSIDE)
         return False
 
-    def unlisted(error: OSError) -> None:
+    def judge(path: str, error: OSError, cannot: str) -> None:
         if not of_the_file(error):
             raise UserError(
-                f"{error.filename} cannot be listed ({error.strerror}); run the same "
-                "command again when it can"
+                f"{plain(path)} {cannot} ({error.strerror}); run the same command again "
+                "when it can"
             ) from error
-        skip(os.fspath(error.filename), f"cannot be listed: {error.strerror}")
+
+    def unlisted(error: OSError) -> None:
+        path = os.fspath(error.filename)
+        judge(path, error, "cannot be listed")
+        skip(path, f"cannot be listed: {error.strerror}")
 
     for path, entry in trees.pictures(folder, enter=enter, unlisted=unlisted):
         try:
@@ -127,6 +142,7 @@ def _scan(number: int, folder: str, found: Found) -> None:
                 continue
             known = entry.stat()
         except OSError as error:
+            judge(entry.path, error, "cannot be looked at")
             skip(entry.path, error.strerror)
             continue
         if not stat.S_ISREG(known.st_mode):
