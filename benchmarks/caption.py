@@ -28,7 +28,6 @@ from unipt_jax import host, sharding
 from unipt_jax.captions import (
     compose,
     conquer,
-    generate,
     lexicon,
     pictures,
     reading,
@@ -101,7 +100,7 @@ class Ours:
     def __init__(self, source, clip: pathlib.Path, threads: int) -> None:
         self.source, self.words = source, reading.read()
         self.encoder = encoders.load(clip, mesh=sharding.local_mesh(), dtype="float32")
-        self.judge = conquer.Judge(self.encoder, self.words, generate.per_device(0))
+        self.judge = conquer.Judge(self.encoder, self.words, sharding.per_device(0))
         loader = Loader(
             source=source,
             size=self.encoder.size,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from unittest import mock
 
 import answering
 import helpers
@@ -11,6 +12,7 @@ import pytest
 import unipt_jax
 from unipt_jax.errors import UserError
 from unipt_jax.search import searcher as searchers
+from unipt_jax.search.index import Index
 
 SENTENCES = ["a woman with a black bag", "an old man", "a man on a red bike", "hat"]
 
@@ -66,6 +68,31 @@ def test_a_sentence_alone_finds_what_it_finds_among_a_hundred(searcher):
     np.testing.assert_allclose(
         [hit.score for hit in many[0]], [hit.score for hit in alone], atol=2e-5
     )
+
+
+def test_a_crop_that_many_queries_find_is_read_once(searcher):
+    with mock.patch.object(
+        type(searcher.index),
+        "__getitem__",
+        autospec=True,
+        side_effect=Index.__getitem__,
+    ) as read:
+        found = searcher.by_text([f"a bag {i}" for i in range(5)], 20)
+    assert sorted(call.args[1] for call in read.call_args_list) == [*range(20)]
+    assert {id(hit.crop) for hit in found[0]} == {id(hit.crop) for hit in found[4]}
+
+
+def test_more_hits_than_memory_holds_are_refused_before_anything_is_embedded(
+    searcher, monkeypatch
+):
+    monkeypatch.setattr(searchers, "MOST", 59)
+    assert len(searcher.by_text(["a man"] * 2, 1000)) == 2  # of 20 crops each
+    monkeypatch.setattr(type(searcher.encoder), "encode_text", mock.Mock())
+    with pytest.raises(
+        UserError, match="3 queries with k=1000 find 60 crops, more than"
+    ):
+        searcher.by_text(["a man"] * 3, 1000)
+    assert not searcher.encoder.encode_text.called
 
 
 def test_a_hit_knows_its_crop(searcher, crops):

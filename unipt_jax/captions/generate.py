@@ -43,7 +43,7 @@ def run(config: Any, workdir: str) -> None:
     words = reading.read(config.phrases, config.prompts)
     with config.unlocked():
         config.dtype = _dtype(config.dtype)
-        config.batch_size = per_device(config.batch_size)
+        config.batch_size = sharding.per_device(config.batch_size)
     folder = epath.Path(workdir)
     outputs = Outputs(
         folder,
@@ -179,13 +179,6 @@ def _dtype(name: str) -> str:
     if name != "auto":
         return name
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
-
-
-def per_device(batch_size: int) -> int:
-    """Images a device at a time; of 0, what is fast: on a CPU's caches few are."""
-    if batch_size:
-        return batch_size
-    return 16 if jax.default_backend() == "cpu" else 64
 
 
 def _same_inputs(folder: epath.Path, now: dict[str, Any]) -> None:

@@ -123,7 +123,7 @@ def _index(config: Any, folder: pathlib.Path, mesh: Mesh) -> tuple[Index, Any]:
         return indexes.read(folder), None
     print(f"reading {config.model or 'the model of ' + str(folder)} ...", flush=True)
     encoder, model = _model(config, folder, mesh)
-    batch_size = _per_device(config.batch_size) * mesh.size
+    batch_size = sharding.per_device(config.batch_size) * mesh.size
     _announce(config, encoder, batch_size)
     index = update(
         encoder,
@@ -177,11 +177,6 @@ def _checkpoint(config: Any) -> str:
     """The checkpoint that a command asks for; "" for that of the index."""
     own = not config.model and config.checkpoint == "best"
     return "" if own else str(config.checkpoint)
-
-
-def _per_device(batch_size: int) -> int:
-    """Pictures a device at a time; of 0, what is fast: on a CPU's caches few are."""
-    return batch_size or (16 if jax.default_backend() == "cpu" else 64)
 
 
 def _announce(config: Any, encoder: Encoder, batch_size: int) -> None:

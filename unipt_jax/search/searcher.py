@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from unipt_jax import encoder as encoders
+from unipt_jax import sharding
 from unipt_jax.encoder import Encoder
 from unipt_jax.errors import UserError
 from unipt_jax.retrieval import progress
@@ -23,6 +24,7 @@ from unipt_jax.search.words import Words
 # Sentences or pictures at once: few sizes, so that few programs are compiled. The first
 # is for one query, the second for one without each of its words in turn.
 SIZES = 1, 16, 64
+MOST = 5_000_000  # hits of one call; each takes 250 bytes, and more where it is written
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +55,10 @@ class Searcher:
     def by_text(self, sentences: Sequence[str], k: int) -> list[list[Hit]]:
         """The k best crops of each sentence, best first; all crops where k is more.
 
-        Raises UserError for k below 1, and for a sentence of which the model reads
-        nothing.
+        Raises UserError for k below 1, for a sentence of which the model reads nothing,
+        and for more than `MOST` hits in all.
         """
+        self._check(len(sentences), k)
         for sentence, read in zip(sentences, self._parse(sentences), strict=True):
             if read.empty:
                 raise UserError(
@@ -67,19 +70,20 @@ class Searcher:
 
     def by_picture(self, pictures: Sequence[Image.Image], k: int) -> list[list[Hit]]:
         """The k best crops of each picture, of any size and mode; see `by_text`."""
+        self._check(len(pictures), k)
         rows = self._embed(pictures, self.encoder.encode_image, "pictures")
         return self._best(rows, k)
 
     def like(self, number: int, k: int) -> list[Hit]:
         """The k crops most like crop `number`, itself left out: by its embedding.
 
-        Raises UserError where there is no such crop, and for k below 1.
+        Raises UserError where there is no such crop, and for k as `by_text` does.
         """
+        self._check(1, k)
         if not 0 <= number < len(self.index):
             raise UserError(
                 f"the index has no crop {number}; it has {len(self.index)}, from 0"
             )
-        _check(k)
         found = self._best(self._rows([number]), k + 1)[0]
         others = [hit for hit in found if hit.number != number][:k]
         return [
@@ -133,28 +137,33 @@ class Searcher:
 
     def _best(self, queries: np.ndarray, k: int) -> list[list[Hit]]:
         """The hits of each of (Q, P) queries."""
-        _check(k)
         if not len(queries):
             return []
         k = min(k, len(self.index))
         found = self.gallery.top_k(queries, k, approximate=self.approximate)
+        crops = {}  # by number: many queries may find the same
+        for number in np.unique(found[1]).tolist():
+            crop = self.index[number]
+            photograph = looks_like_a_photograph(crop.height, crop.width)
+            crops[number] = crop, photograph
+        scores, numbers = (of.tolist() for of in found)
         return [
             [
-                self._hit(rank, *one)
-                for rank, one in enumerate(zip(*both, strict=True), 1)
+                Hit(rank, score, number, *crops[number])
+                for rank, (score, number) in enumerate(zip(*both, strict=True), 1)
             ]
-            for both in zip(*found, strict=True)
+            for both in zip(scores, numbers, strict=True)
         ]
 
-    def _hit(self, rank: int, score: float, number: int) -> Hit:
-        crop = self.index[int(number)]
-        photograph = looks_like_a_photograph(crop.height, crop.width)
-        return Hit(rank, float(score), int(number), crop, photograph)
-
-
-def _check(k: int) -> None:
-    if k < 1:
-        raise UserError(f"k={k} must be 1 or more: so many crops are shown")
+    def _check(self, queries: int, k: int) -> None:
+        if k < 1:
+            raise UserError(f"k={k} must be 1 or more: so many crops are shown")
+        hits = queries * min(k, len(self.index))
+        if hits > MOST:
+            raise UserError(
+                f"{queries:,} queries with k={k} find {hits:,} crops, more than "
+                f"{MOST:,}; ask fewer at a time, or for fewer crops of each"
+            )
 
 
 def make(encoder: Encoder, index: Index, *, approximate: bool = False) -> Searcher:
@@ -181,8 +190,9 @@ def open_searcher(
             print(hit.rank, f"{hit.score:.3f}", searcher.index.file(hit.number))
 
     model: where it lies now, if not where it was; checkpoint: of a run, if another step
-    than then; both must be the very model that the index was made with. mesh, dtype:
-    see `encoder.load`. approximate: see `Gallery.top_k`.
+    than then; both must be the very model that the index was made with. mesh: devices
+    of this process alone, by default all that it has. dtype: see `encoder.load`.
+    approximate: see `Gallery.top_k`.
     Raises UserError where there is no index, its model is gone, or is another one now.
     """
     index = indexes.read(folder)
@@ -211,7 +221,7 @@ def load_model(
     encoder = encoders.load(
         name,
         checkpoint=checkpoint or made.checkpoint,
-        mesh=mesh,
+        mesh=mesh or sharding.local_mesh(),
         dtype=dtype,
         size=made.size,
         fit=made.fit,
