@@ -7,6 +7,7 @@ import searching
 import serving
 
 from unipt_jax import encoder as encoders
+from unipt_jax.search import work
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +26,19 @@ def crops(tmp_path_factory):
 def one(clip):
     """That CLIP, opened on one device."""
     return encoders.load(clip, mesh=helpers.mesh_of(1))
+
+
+@pytest.fixture
+def embedded(monkeypatch):
+    """How many pictures each batch embeds."""
+    real, counts = work.Work._embed, []
+
+    def embed(self, pixels, wanted):
+        counts.append(int(wanted.sum()))
+        return real(self, pixels, wanted)
+
+    monkeypatch.setattr(work.Work, "_embed", embed)
+    return counts
 
 
 @pytest.fixture(scope="session")

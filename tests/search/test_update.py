@@ -8,7 +8,6 @@ import hashlib
 import io
 import os
 import shutil
-from unittest import mock
 
 import captioning
 import helpers
@@ -23,7 +22,7 @@ from searching import bring, labels, skipped
 from unipt_jax import encoder as encoders
 from unipt_jax.data import folders, images, shards
 from unipt_jax.errors import UserError
-from unipt_jax.search import index, scan, work
+from unipt_jax.search import index, scan
 
 
 @pytest.fixture(scope="module")
@@ -42,19 +41,6 @@ def place(crops, made, tmp_path):
     copy = index.read(tmp_path / "index")
     index.restate(copy, folders=[str(tmp_path / "crops")], model=copy.model)
     return tmp_path
-
-
-@pytest.fixture
-def embedded(monkeypatch):
-    """How many pictures each batch embeds."""
-    real, counts = work.Work._embed, []
-
-    def embed(self, pixels, wanted):
-        counts.append(int(wanted.sum()))
-        return real(self, pixels, wanted)
-
-    monkeypatch.setattr(work.Work, "_embed", embed)
-    return counts
 
 
 def vectors_of(encoder, made):
@@ -124,6 +110,14 @@ def test_pictures_that_are_not_upright_rgb_have_the_vector_of_what_is_seen(
     found = bring(one, tmp_path / "index", tmp_path / "odd")
     np.testing.assert_allclose(found.embeddings - found.embeddings[:1], 0, atol=1e-3)
     assert {(found[i].height, found[i].width) for i in range(3)} == {(60, 24)}
+
+
+def test_an_index_keeps_its_dtype_unless_one_is_given(one, place):
+    assert again(one, place)[0].embeddings.dtype == "float16"
+    options = dict(overwrite=True, dtype="float32")
+    assert again(one, place, **options)[0].embeddings.dtype == "float32"
+    found, said = again(one, place)
+    assert found.embeddings.dtype == "float32" and "kept 20, embedded 0" in said
 
 
 # --- again ---------------------------------------------------------------------------
@@ -366,6 +360,21 @@ def test_a_picture_shaped_as_a_scene_is_noted_once(one, place):
     assert "such as wide.jpg of 80x60" in note and "--config.boxes=FILE" in note
 
 
+def test_names_do_not_write_to_the_terminal(one, place):
+    odd = place / "a\x1b[2J\nb"
+    odd.mkdir()
+    (odd / "wide\n\x1b[1m.jpg").write_bytes(searching.jpeg(1, 60, 80))
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        bring(one, odd / "index", odd)
+    for line in said.getvalue().splitlines():
+        assert line.isprintable() and line.startswith(("index /", "note: 1 of 1"))
+    assert "such as wide\\n\\x1b[1m.jpg of 80x60" in said.getvalue()
+    (odd / "wide\n\x1b[1m.jpg").write_text("none")
+    with pytest.raises(UserError, match="none of 1 pictures") as raised:
+        bring(one, odd / "index", odd)
+    assert str(raised.value).isprintable()
+
+
 # --- models --------------------------------------------------------------------------
 
 
@@ -410,69 +419,3 @@ def test_a_model_that_gives_no_unit_vectors_is_told(one, crops, tmp_path):
     nothing = jax.tree.map(lambda x: jax.device_put(x * np.nan, x.sharding), one.params)
     with pytest.raises(UserError, match="vectors of length nan where 1 is expected"):
         bring(dataclasses.replace(one, params=nothing), tmp_path / "index", crops)
-
-
-# --- boxes ---------------------------------------------------------------------------
-
-
-@pytest.fixture
-def street(tmp_path):
-    """A photograph on its side, with two persons, and one that no box is given of."""
-    exif = Image.Exif()
-    exif[images.ORIENTATION] = 8
-    lying = Image.fromarray(captioning.pixels(1, 200, 300)).transpose(
-        Image.Transpose.ROTATE_270
-    )
-    (tmp_path / "photos").mkdir()
-    street = captioning.encode(lying, "JPEG", quality=95, exif=exif)
-    (tmp_path / "photos" / "street.jpg").write_bytes(street)
-    (tmp_path / "photos" / "other.jpg").write_bytes(searching.jpeg(2, 60, 90))
-    return tmp_path
-
-
-def with_boxes(one, place, *rows):
-    (place / "boxes.csv").write_text("\n".join(["path,x,y,w,h", *rows]))
-    with contextlib.redirect_stdout(io.StringIO()) as said:
-        found = bring(
-            one, place / "index", place / "photos", boxes=str(place / "boxes.csv")
-        )
-    return found, said.getvalue()
-
-
-ROWS = "street.jpg,100,20,40,120", "street.jpg,-10,50,60,200"
-
-
-def test_boxes_have_the_vectors_of_what_they_show(one, street, embedded):
-    found, said = with_boxes(one, street, *ROWS, "street.jpg,300,0,5,5")
-    cut = ["street.jpg [0,50,50,150]", "street.jpg [100,20,40,120]"]
-    assert labels(found) == cut
-    assert [(found[i].height, found[i].width) for i in range(2)] == [
-        (150, 50),
-        (120, 40),
-    ]
-    picture = images.upright((street / "photos" / "street.jpg").read_bytes())
-    assert picture.size == (300, 200)
-    shown = [np.asarray(picture)[50:200, 0:50], np.asarray(picture)[20:140, 100:140]]
-    wanted = searching.vectors_of(one, map(Image.fromarray, shown))
-    np.testing.assert_allclose(found.embeddings, wanted, atol=5e-4)
-    told = {f"{street}/photos/street.jpg [300,0,5,5]"}
-    assert skipped(street / "index").keys() == told
-    reason = skipped(street / "index").popitem()[1]
-    assert reason == "the box lies outside of the 300x200"
-    assert (
-        f"1 picture is left out, which {street}/boxes.csv does not name" in said
-        and "note: " not in said
-    )
-
-
-def test_boxes_that_are_as_they_were_are_not_read_again(one, street, embedded):
-    with_boxes(one, street, *ROWS)
-    with mock.patch.object(scan, "read", None):
-        _, said = with_boxes(one, street, *reversed(ROWS))
-    assert "2 entries: kept 2, embedded 0" in said
-    _, said = with_boxes(one, street, ROWS[0], "street.jpg,5,5,20,50")
-    assert "2 entries: kept 1, embedded 1, taken over 0, dropped 1" in said
-    assert embedded == [2, 1]
-    os.utime(street / "photos" / "street.jpg", ns=(0, 1))
-    _, said = with_boxes(one, street, *ROWS[:1])
-    assert "1 entry: kept 0, embedded 0, taken over 1, dropped 1" in said

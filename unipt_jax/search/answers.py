@@ -14,6 +14,7 @@ from unipt_jax.search import queries, scan
 from unipt_jax.search.index import Index
 from unipt_jax.search.queries import Query
 from unipt_jax.search.remarks import ASKED_PHOTOGRAPH, CHANGED, PHOTOGRAPH, unread
+from unipt_jax.search.scan import plain
 from unipt_jax.search.searcher import Hit, Searcher
 from unipt_jax.search.words import LEGEND, Words, signed
 
@@ -94,11 +95,6 @@ def remarks(index: Index, hit: Hit) -> list[str]:
 def place(index: Index, hit: Hit) -> str:
     """Where a crop is from, as a person can open it: file and box."""
     return plain(os.path.join(index.folders[hit.crop.folder], hit.crop.label))
-
-
-def plain(text: str) -> str:
-    """A text that may be shown: what cannot be, such as a line's end, is spelt out."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def record(index: Index, answers: Sequence[Answer]) -> dict[str, Any]:

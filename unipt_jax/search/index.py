@@ -99,7 +99,8 @@ class Index:
 
     folder: where the index lies. folders: the folders of pictures, absolute. embeddings:
     (N, P) float16 or float32, memory-mapped, read-only, rows of length 1. skipped: how
-    many files could not be read. entries: the table of all, see `ENTRIES`.
+    many files could not be read. boxes: the CSV whose boxes are its entries, absolute; ""
+    where they are whole pictures. entries: the table of all, see `ENTRIES`.
     """
 
     def __init__(
@@ -115,24 +116,21 @@ class Index:
         size = said["model"]["size"]
         size = size and tuple(size)
         self.model = Model(**(said["model"] | {"size": size}))
-        self.skipped = int(said["skipped"])
+        self.skipped, self.boxes = int(said["skipped"]), str(said["boxes"])
         self.generation = int(said["generation"])
         self.embeddings, self.entries = embeddings, entries
-        self._columns = [entries.column(name) for name in ENTRIES.names]
+        self._columns = {name: entries.column(name) for name in ENTRIES.names}
 
     def __len__(self) -> int:
         return len(self.entries)
 
-    def _row(self, i: int) -> dict[str, Any]:
+    def _cell(self, name: str, i: int) -> Any:
         if not 0 <= i < len(self):
             raise IndexError(f"entry {i} of an index of {len(self)}")
-        return {
-            name: column[i].as_py()
-            for name, column in zip(ENTRIES.names, self._columns, strict=True)
-        }
+        return self._columns[name][i].as_py()
 
     def __getitem__(self, i: int) -> Crop:
-        row = self._row(i)
+        row = {name: self._cell(name, i) for name in ENTRIES.names}
         box = tuple(row.pop(side) for side in "xywh")
         asked = row.pop("asked")
         row["path"] = row["path"].decode("utf-8", "backslashreplace")
@@ -141,13 +139,11 @@ class Index:
 
     def raw_path(self, i: int) -> bytes:
         """An entry's path below its folder, to the byte."""
-        if not 0 <= i < len(self):
-            raise IndexError(f"entry {i} of an index of {len(self)}")
-        return self.entries.column("path")[i].as_py()
+        return self._cell("path", i)
 
     def file(self, i: int) -> pathlib.Path:
         """Where an entry's picture lay when it was read."""
-        folder = self.folders[self.entries.column("folder")[i].as_py()]
+        folder = self.folders[self._cell("folder", i)]
         return pathlib.Path(folder, os.fsdecode(self.raw_path(i)))
 
 
@@ -168,7 +164,7 @@ def exists(folder: str | os.PathLike) -> bool:
 
 def read(folder: str | os.PathLike) -> Index:
     """Opens an index. Raises UserError where there is none, or one of another format,
-    or a damaged one."""
+    or a damaged one; OSError where index.json may not be read."""
     folder = local(folder)
     for _ in range(_TRIES):
         try:
@@ -247,12 +243,13 @@ def write(
     entries: pa.Table,
     rows: Iterable[np.ndarray],
     dtype: str,
+    boxes: str = "",
     skipped: Sequence[tuple[str, str]] = (),
 ) -> Index:
     """Writes an index, or the next generation of the one that is there, and reads it.
 
     entries: as `ENTRIES` has them. rows: their embeddings, (n, P) blocks in the same
-    order. skipped: path and reason of each file that could not be read. One process
+    order. boxes: as `Index.boxes`. skipped: path and reason of each file that could not be read. One process
     alone may write: see `shards.alone`.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -272,7 +269,7 @@ def write(
         dtype=dtype,
         files={f: (folder / f).stat().st_size for f in (named_entries, named_rows)},
     )
-    return _describe(folder, said, folders, model, skipped)
+    return _describe(folder, said, folders, model, boxes, skipped)
 
 
 def restate(
@@ -280,12 +277,13 @@ def restate(
     *,
     folders: Sequence[str],
     model: Model,
+    boxes: str = "",
     skipped: Sequence[tuple[str, str]] = (),
 ) -> Index:
     """Says anew where the pictures of an index lie, what made it, and what was skipped:
     its entries stay. Arguments as in `write`."""
     said = json.loads((index.folder / INDEX).read_text())
-    return _describe(index.folder, said, folders, model, skipped)
+    return _describe(index.folder, said, folders, model, boxes, skipped)
 
 
 def write_table(out: BinaryIO, table: pa.Table) -> None:
@@ -329,7 +327,7 @@ def _version() -> str:
     return ""
 
 
-def _describe(folder, said, folders, model: Model, skipped) -> Index:
+def _describe(folder, said, folders, model: Model, boxes: str, skipped) -> Index:
     """Makes the files of a generation the index, and removes those of others."""
     with written(folder / SKIPPED) as out:
         for path, reason in skipped:
@@ -338,6 +336,7 @@ def _describe(folder, said, folders, model: Model, skipped) -> Index:
         "format": FORMAT,
         "folders": list(folders),
         "model": dataclasses.asdict(model),
+        "boxes": boxes,
         "skipped": len(skipped),
         "unipt_jax": _version(),
     }

@@ -30,7 +30,7 @@ def update(
     *,
     images: Sequence[str],
     boxes: str = "",
-    dtype: str = "float16",
+    dtype: str = "",
     batch_size: int,
     threads: int = 8,
     content: bool = False,
@@ -40,45 +40,48 @@ def update(
 
     encoder: what embeds; model: what the index says of it. boxes: a CSV; with it, the
     boxes that it gives are indexed, and no other picture. dtype: of embeddings that are
-    kept, which are unit vectors in float32, rounded and not made longer again: float16
-    moves a cosine by less than 0.0005 (by 0.00007 at most in trials with a width of 256
-    or more). batch_size: pictures on all devices at a time. threads: that read.
+    kept, "" for the index's own, or float16 for one that is made; they are unit vectors
+    in float32, rounded and not made longer again: float16 moves a cosine by less than
+    0.0005 (by 0.00007 at most in trials with a width of 256 or more). batch_size: pictures on all devices at a time. threads: that read.
     content: every file is read, even if its size and time are as they were. overwrite:
     no vector of the index that is there is kept, nor asked what made it.
-    Raises UserError where nothing can be read, where the index is of another model, and
-    while another update of it is running; Stopped after a SIGTERM.
+    Raises UserError where nothing can be read, where the index is of another model, or
+    of boxes and none are given, and while another update of it is running; Stopped after
+    a SIGTERM.
     """
     place = indexes.local(folder)
     if place.exists() and not place.is_dir():
         raise UserError(
-            f"{place} is a file; give a folder for the index, or a new name"
+            f"{scan.plain(str(place))} is a file; give a folder for the index, or a new name"
         )
     names = scan.folders(images)
     found = scan.scan(names)
     items, left_out = _items(found, names, boxes)
     if boxes:
         are = "picture is" if left_out == 1 else "pictures are"
-        print(f"{left_out} {are} left out, which {boxes} does not name")
+        print(f"{left_out} {are} left out, which {scan.plain(boxes)} does not name")
+        boxes = os.path.abspath(os.path.expanduser(boxes))
     place.mkdir(parents=True, exist_ok=True)
     refusal = f"another process is bringing the index {place} up to date; wait for it"
     with shards.alone(place, refusal):
         old = None
         if indexes.exists(place) and not overwrite:
-            old = check_same(indexes.read(place), model, dtype)
+            old = check_same(indexes.read(place), model, boxes, dtype)
+        dtype = dtype or (str(old.embeddings.dtype) if old else indexes.DTYPES[0])
         key = dict(fingerprint=model.fingerprint, width=model.width, dtype=dtype)
         parts = Parts(place, old, folders=names, **key)
         work = Work(encoder, parts, names, batch_size, threads, dtype)
         for (number, path), reason in found.skipped.items():
             work.skip(number, scan.shown(path), reason)
         numbers = work.run(items, content)
-        index = _write(place, old, work, numbers, model, dtype)
+        index = _write(place, old, work, numbers, model=model, boxes=boxes)
         _report(index, old, work)
         return index
 
 
-def check_same(old: Index, model: Model, dtype: str) -> Index:
+def check_same(old: Index, model: Model, boxes: str, dtype: str) -> Index:
     """The index itself. Raises UserError if its vectors are another model's, with what
-    that differs in, or of another dtype."""
+    that differs in, or of another dtype, or if all its persons would drop out."""
     if old.model.fingerprint != model.fingerprint:
         before, now = old.model.parts, model.parts
         raise UserError(
@@ -87,7 +90,14 @@ def check_same(old: Index, model: Model, dtype: str) -> Index:
             "cannot be compared; use another --workdir, or --config.overwrite=True to "
             "make the index anew"
         )
-    if old.embeddings.dtype != dtype:
+    if old.boxes and not boxes:
+        raise UserError(
+            f"the index {old.folder} is of persons in the boxes of "
+            f"{scan.plain(old.boxes)}, and no boxes are given: give that file, wherever "
+            "it is now, with --config.boxes=FILE, or --config.overwrite=True to index "
+            "whole pictures in their place"
+        )
+    if dtype and old.embeddings.dtype != dtype:
         raise UserError(
             f"the index {old.folder} holds {old.embeddings.dtype}, not {dtype}; give "
             f"--config.dtype={old.embeddings.dtype}, or --config.overwrite=True to make "
@@ -125,23 +135,26 @@ def _items(
     return items, len(found.files) - len(named)
 
 
-def _write(place, old: Index | None, work: Work, numbers, model, dtype) -> Index:
-    """Writes the index of these rows; only what changed, where all its rows are there."""
+def _write(place, old: Index | None, work: Work, numbers, **fields) -> Index:
+    """Writes the index of these rows; only what changed, where all its rows are there.
+
+    fields: as in `indexes.write`.
+    """
     skipped = sorted(work.skipped)
     if not len(numbers):
         path, reason = skipped[0]
         work.parts.clear()
         raise UserError(
-            f"none of {len(skipped)} pictures can be read ({path}: {reason}); nothing "
-            "is indexed, and an index that was there stays as it was"
+            f"none of {len(skipped)} pictures can be read ({scan.plain(path)}: {reason})"
+            "; nothing is indexed, and an index that was there stays as it was"
         )
-    fields = dict(folders=work.folders, model=model, skipped=skipped)
+    fields |= dict(folders=work.folders, skipped=skipped)
     entries = work.parts.entries(numbers)
     if old is not None and old.entries.equals(entries):
         index = indexes.restate(old, **fields)
     else:
         rows = work.parts.vectors(numbers)
-        fields |= dict(entries=entries, rows=rows, dtype=dtype)
+        fields |= dict(entries=entries, rows=rows, dtype=work.dtype)
         index = indexes.write(place, **fields)
     work.parts.clear()
     return index
@@ -150,15 +163,14 @@ def _write(place, old: Index | None, work: Work, numbers, model, dtype) -> Index
 def _report(index: Index, old: Index | None, work: Work) -> None:
     """Prints what was done."""
     counts = work.counts
-    place = scan.shown(os.fsencode(index.folder))
+    place = scan.plain(scan.shown(os.fsencode(index.folder)))
     what = "entry" if len(index) == 1 else "entries"
-    embedded = f"embedded {counts['embedded'] + counts['earlier']}"
-    if counts["earlier"]:
-        embedded += f" ({counts['earlier']} of them before it was stopped)"
+    done = counts["earlier"]
+    earlier = f"done before it was stopped {done}, " if done else ""
     print(
-        f"index {place}: {len(index)} {what}: kept {counts['kept']}, {embedded}, "
-        f"taken over {counts['taken over']}, dropped {_dropped(index, old)}, skipped "
-        f"{index.skipped}"
+        f"index {place}: {len(index)} {what}: {earlier}kept {counts['kept']}, embedded "
+        f"{counts['embedded']}, taken over {counts['taken over']}, dropped "
+        f"{_dropped(index, old)}, skipped {index.skipped}"
         + (f" (see {place}/{indexes.SKIPPED})" if index.skipped else "")
     )
     shapes = (index.entries.column(name).to_numpy() for name in ("height", "width"))
@@ -167,7 +179,7 @@ def _report(index: Index, old: Index | None, work: Work) -> None:
         crop = index[int(large[0])]
         print(
             f"note: {len(large)} of {len(index)} {what} not shaped like a crop of one "
-            f"person, such as {crop.label} of {crop.width}x{crop.height}; a picture "
+            f"person, such as {scan.plain(crop.label)} of {crop.width}x{crop.height}; a picture "
             "of several persons, or of a scene, gets one vector for all of it and will "
             "answer badly: cut the persons out, or give their boxes with "
             f"--config.boxes=FILE, a CSV with {','.join(csv.COLUMNS)}"
@@ -175,7 +187,8 @@ def _report(index: Index, old: Index | None, work: Work) -> None:
 
 
 def _dropped(index: Index, old: Index | None) -> int:
-    """How many entries of the index as it was are not there any more."""
+    """How many paths and boxes of the index as it was are not there any more: those of
+    what was moved, too, whose vectors were taken over."""
     if old is None or index.generation == old.generation:
         return 0
 

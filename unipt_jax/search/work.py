@@ -90,7 +90,7 @@ class Work:
     def skip(self, folder: int, label: str, reason: str) -> None:
         """Notes what cannot be read."""
         path = scan.shown(os.fsencode(os.path.join(self.folders[folder], "")))
-        self.skipped.append((path + label, " ".join(reason.split())[:300]))
+        self.skipped.append((path + label, scan.plain(" ".join(reason.split()))[:300]))
 
     def run(self, items: Sequence[Item], content: bool) -> np.ndarray:
         """The numbers, in `parts`, of the rows of all items that can be read."""
@@ -218,7 +218,7 @@ class Work:
         except (OSError, MemoryError) as error:
             if not os.path.isdir(folder):
                 raise UserError(
-                    f"{folder} is gone; bring it back, then run the same command again"
+                    f"{scan.plain(folder)} is gone; bring it back, then run the same command again"
                 ) from error
             return [_unread(item, error) for item in items]
         digest = hashlib.sha256(encoded).digest()
