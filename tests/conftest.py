@@ -1,6 +1,7 @@
 """Eight virtual CPU devices for every test, and a small set to train on."""
 
 import contextlib
+import gc
 import io
 import os
 import subprocess
@@ -14,6 +15,8 @@ import pytest
 jax.config.update("jax_enable_compilation_cache", False)
 if not os.environ.get("JAX_NUM_CPU_DEVICES"):
     jax.config.update("jax_num_cpu_devices", 8)
+# A tenth of the time went into looking for garbage among JAX's traces.
+gc.set_threshold(50_000)
 
 
 @pytest.fixture(scope="session")
