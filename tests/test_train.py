@@ -11,12 +11,19 @@ import pytest
 
 from unipt_jax.errors import Stopped
 
+# Hundreds of steps are taken here: a fourth of the time each.
+NARROW = tuple(
+    f"--config.model.{tower}.{field}"
+    for tower in ("image", "text")
+    for field in ("features=32", "heads=2", "hidden=64")
+)
+
 
 @pytest.fixture(scope="module")
 def undisturbed(launcher, tmp_path_factory):
     """Losses of 40 steps on one device, never killed."""
     workdir = tmp_path_factory.mktemp("undisturbed") / "run"
-    code, output = launcher.run(workdir)
+    code, output = launcher.run(workdir, *NARROW)
     assert code == 0, output
     return jobs.losses(workdir)
 
@@ -25,7 +32,7 @@ def undisturbed(launcher, tmp_path_factory):
 def test_losses_of_40_steps_agree_on_8_devices(launcher, undisturbed, tmp_path):
     # Meshes with fsdp, and two processes: test_scale.py, over fewer steps.
     mesh = "--config.mesh.data=8"
-    code, output = launcher.run(tmp_path / "run", mesh, devices=8)
+    code, output = launcher.run(tmp_path / "run", *NARROW, mesh, devices=8)
     assert code == 0, output
     assert_agree(jobs.losses(tmp_path / "run"), undisturbed)
 
@@ -54,7 +61,7 @@ def wait_for(process, condition, seconds: float = 600) -> None:
 
 @pytest.mark.slow
 def test_killed_ten_times_equals_undisturbed_to_the_bit(launcher, tmp_path):
-    flags = ["--config.steps=150", "--config.every.save=5"]
+    flags = [*NARROW, "--config.steps=150", "--config.every.save=5"]
     code, output = launcher.run(tmp_path / "undisturbed", *flags)
     assert code == 0, output
     workdir, chance, in_saves, killed = tmp_path / "run", random.Random(0), 0, 0
@@ -86,14 +93,14 @@ def test_sigterm_saves_ends_with_its_own_code_and_goes_on_the_same(
     launcher, undisturbed, tmp_path
 ):
     workdir = tmp_path / "run"
-    process = launcher.start(workdir)
+    process = launcher.start(workdir, *NARROW)
     rows = workdir / "metrics.jsonl"
     wait_for(process, lambda: rows.exists() and rows.stat().st_size > 0)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=600)
     assert process.returncode == Stopped.CODE, output
     assert "the same command goes on from there" in output
-    code, output = launcher.run(workdir)
+    code, output = launcher.run(workdir, *NARROW)
     assert code == 0, output
     assert jobs.losses(workdir) == undisturbed
 
@@ -103,8 +110,8 @@ def test_sigterm_to_one_of_2_processes_stops_both_and_all_40_losses_agree(
     launcher, undisturbed, tmp_path
 ):
     workdir = tmp_path / "run"
-    mesh = ["--config.mesh.data=2", "--config.mesh.fsdp=4"]
-    processes = launcher.start_two(workdir, *mesh, devices=4)
+    mesh = ["--config.mesh.data=2", "--config.mesh.fsdp=2"]
+    processes = launcher.start_two(workdir, *NARROW, *mesh, devices=2)
     rows = workdir / "metrics.jsonl"
     wait_for(processes[0], lambda: rows.exists() and rows.stat().st_size > 0)
     processes[1].send_signal(signal.SIGTERM)
@@ -114,7 +121,7 @@ def test_sigterm_to_one_of_2_processes_stops_both_and_all_40_losses_agree(
         assert process.returncode == Stopped.CODE, output
         said += re.findall(r"stopped at step (\d+) of 40", output)
     assert len(said) == 2 and said[0] == said[1] == str(max(jobs.losses(workdir)))
-    for process in launcher.start_two(workdir, *mesh, devices=4):
+    for process in launcher.start_two(workdir, *NARROW, *mesh, devices=2):
         output, _ = process.communicate(timeout=600)
         assert process.returncode == 0, output
     assert_agree(jobs.losses(workdir), undisturbed)
