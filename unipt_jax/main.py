@@ -3,6 +3,7 @@
 python -m unipt_jax.main --config=configs/pretrain.py[:variant] --workdir=DIR
 """
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -111,6 +112,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    gc.freeze()  # what was imported stays: no collection looks through it again
     host.keep_memory()
     absl_logging.set_verbosity(absl_logging.ERROR)
     distributed.run_and_exit(lambda: run(sys.argv))
