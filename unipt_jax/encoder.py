@@ -57,7 +57,7 @@ class Encoder:
     """
 
     model: unipt.DualEncoder
-    params: Any
+    params: Any = dataclasses.field(repr=False)
     tokenizer: tokenizers.Tokenizer
     mesh: Mesh
     mean: tuple[float, ...]
@@ -258,7 +258,7 @@ def _load_run(folder: epath.Path, checkpoint: str, mesh: Mesh, dtype: str) -> En
         step = int(checkpoint) if checkpoint.isdigit() else named.get(checkpoint)
         if step is None or not (folder / "checkpoints" / str(step)).exists():
             raise UserError(f"{folder} has no checkpoint '{checkpoint}' yet")
-        params = checkpoints.restore_params(abstract_params(model, mesh), step)
+        params = _restored(checkpoints, abstract_params(model, mesh), step, folder)
         selected_on = {"best": _val_of(config), "last": "last step"}
         if not checkpoints.scored():
             selected_on["best"] = "last step"
@@ -275,6 +275,20 @@ def _load_run(folder: epath.Path, checkpoint: str, mesh: Mesh, dtype: str) -> En
         selection_records=selection_records(config),
         **pixel_options(config["pixels"]),
     )
+
+
+def _restored(checkpoints: Checkpoints, abstract: Any, step: int, folder) -> Any:
+    try:
+        return checkpoints.restore_params(abstract, step)
+    except (KeyError, ValueError) as error:  # what Orbax says of files it cannot use
+        if isinstance(error, UserError):
+            raise
+        said = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"checkpoint {step} of {folder} is damaged, or of another model than its "
+            f"config.json describes ({said}); choose another with --config.checkpoint, "
+            "or train it again"
+        ) from error
 
 
 def _val_of(config: Mapping[str, Any]) -> str:

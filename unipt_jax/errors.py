@@ -22,6 +22,8 @@ def explain_os_error(error: OSError) -> str | None:
         "be written",
         errno.EACCES: f"{where}: permission denied; choose a folder that this user may "
         "read and write",
+        errno.EISDIR: f"{where}: a folder of this name stands where a file is written; "
+        "remove it or choose another folder",
         errno.ENOTDIR: f"{where}: a part of this path is a file, not a folder; choose "
         "another folder",
         errno.ENAMETOOLONG: f"{where}: the name is too long for the file system; choose "

@@ -114,12 +114,17 @@ def test_a_box_that_holds_nothing_is_told(refused, size):
     assert refused(f"{HEAD}own.jpg,1,2,{size}\n").startswith(":2: a box ")
 
 
-def test_paths_that_are_not_there_are_told_by_number_and_the_first(refused):
-    rows = "own.jpg,1,2,3,4\nnone.jpg,1,2,3,4\ngone.jpg,1,2,3,4\nown.png,1,2,3,4\n"
-    said = refused(HEAD + rows)
-    assert said.startswith(":3: 'none.jpg' is no picture in /photos, /more, nor are")
-    assert "those of 2 more lines" in said
+def test_paths_that_are_not_there_are_told_by_number_and_the_first(
+    read, refused, capsys
+):
+    rows = "none.jpg,1,2,3,4\ngone.jpg,1,2,3,4\nown.png,1,2,3,4\n"
+    said = "'none.jpg' is no picture in /photos, /more, nor are those of 2 more lines"
+    assert refused(HEAD + rows).startswith(f":2: {said}")
     assert "more line" not in refused(HEAD + "none.jpg,1,2,3,4\n")
+    found = read(HEAD + "own.jpg,1,2,3,4\n" + rows)  # others of which are there
+    assert list(found.values()) == [[(1, 2, 3, 4)]]
+    noted = capsys.readouterr().out
+    assert noted.startswith("note: left out: ") and f"boxes.csv:3: {said}" in noted
 
 
 @pytest.mark.parametrize(

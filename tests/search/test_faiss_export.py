@@ -70,6 +70,17 @@ def test_a_folder_is_no_file_to_write(tmp_path):
         faiss_export.write(index, tmp_path)
 
 
+def test_no_other_file_is_written_over(tmp_path):
+    pytest.importorskip("faiss")
+    index = searching.write_index(tmp_path / "index")
+    (tmp_path / "photo.jpg").write_bytes(b"a picture")
+    with pytest.raises(UserError, match="is there, and no FAISS index"):
+        faiss_export.write(index, tmp_path / "photo.jpg")
+    assert (tmp_path / "photo.jpg").read_bytes() == b"a picture"
+    with pytest.raises(UserError, match="is in the index"):
+        faiss_export.write(index, tmp_path / "index" / "gallery.faiss")
+
+
 @pytest.mark.parametrize("room", ["64k", "500k"])  # too small for either file
 def test_a_full_disk_leaves_the_old_files(tmp_path, small_disk, room):
     pytest.importorskip("faiss")

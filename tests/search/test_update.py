@@ -187,6 +187,7 @@ def test_what_vanished_drops_out_and_so_do_folders_that_are_not_given(one, place
     with contextlib.redirect_stdout(io.StringIO()) as said:
         found = bring(one, place / "index", place / "more")
     assert "2 entries: kept 2, embedded 0, taken over 0, dropped 7" in said.getvalue()
+    assert f"note: {place / 'crops'} is not among --config.images" in said.getvalue()
     np.testing.assert_allclose(found.embeddings, vectors_of(one, found), atol=5e-4)
     assert found.folders == (str(place / "more"),)
 

@@ -68,6 +68,15 @@ def test_boxes_have_the_vectors_of_what_they_show(one, street, embedded):
     )
 
 
+def test_a_picture_that_is_gone_takes_its_boxes_along(one, street):
+    other = "other.jpg,0,0,20,60"
+    with_boxes(one, street, *ROWS, other)
+    (street / "photos" / "other.jpg").unlink()
+    found, said = with_boxes(one, street, *ROWS, other)
+    assert [label.split()[0] for label in labels(found)] == ["street.jpg"] * 2
+    assert "boxes.csv:4: 'other.jpg' is no picture" in said
+
+
 def test_boxes_that_are_as_they_were_are_not_read_again(one, street, embedded):
     with_boxes(one, street, *ROWS)
     with mock.patch.object(scan, "read", None):

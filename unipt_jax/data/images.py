@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import warnings
 from collections.abc import Iterator
 
 import numpy as np
@@ -16,6 +17,8 @@ FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 LARGEST = 1 << 29  # bytes of a file
 LARGEST_PIXELS = 1 << 26  # of a picture: a small file may claim to hold terabytes
 Box = tuple[int, int, int, int]  # x, y, w, h in pixels of the upright picture
+# PIL warns of what `_opened` refuses, in the middle of a progress bar.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 _TURN = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,

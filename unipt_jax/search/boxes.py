@@ -24,7 +24,9 @@ def read(
     The first line names the columns, among them path, x, y, w, h; others are not read.
     x and y are of the left upper corner, and numbers are rounded. Paths are relative to
     a folder of `folders`, the first that has it, or absolute, through links or not.
-    found: what `scan` found there. Boxes may stand out of their picture: see `images.within`.
+    found: what `scan` found there. Boxes may stand out of their picture: see
+    `images.within`. Paths that are not there are left out, with a note, for a picture
+    may be deleted and its boxes stay.
     Raises UserError, with the line, for what is amiss.
     """
     file = pathlib.Path(os.path.expanduser(file))
@@ -49,11 +51,12 @@ def read(
             )
     if missing:
         line, path = missing[0]
-        raise UserError(
-            f"{file}:{line}: '{_shown(path)}' is no picture in {', '.join(folders)}"
-            + (f", nor are those of {len(missing) - 1} more lines" * (len(missing) > 1))
-            + "; paths are relative to that folder, or absolute"
-        )
+        said = f"{file}:{line}: '{_shown(path)}' is no picture in {', '.join(folders)}"
+        said += f", nor are those of {len(missing) - 1} more lines" * (len(missing) > 1)
+        said += "; paths are relative to that folder, or absolute"
+        if not boxes:
+            raise UserError(said)
+        print(f"note: left out: {said}")
     if not boxes:
         raise UserError(
             f"{file} has no box; give a line with {','.join(COLUMNS)} to each"

@@ -41,6 +41,12 @@ def write(index: Index, file: str | os.PathLike) -> None:
             raise UserError(
                 f"--config.faiss={path} is a folder; give the file to write"
             )
+    if file.parent == index.folder:
+        raise UserError(f"--config.faiss={file} is in the index; give another folder")
+    if file.exists() and not _is_faiss(file):
+        raise UserError(
+            f"--config.faiss={file} is there, and no FAISS index; give another name"
+        )
     file.parent.mkdir(parents=True, exist_ok=True)
     flat = faiss.IndexFlatIP(index.embeddings.shape[1])
     for begin in _progress(range(0, len(index), BLOCK), "vectors"):
@@ -52,6 +58,12 @@ def write(index: Index, file: str | os.PathLike) -> None:
         # By a callback, so that a full disk is Python's OSError and no abort of faiss's.
         faiss.write_index(flat, faiss.PyCallbackIOWriter(vectors.write))
     print(f"{len(index)} vectors in {file}; {lines} says which is which", flush=True)
+
+
+def _is_faiss(file: pathlib.Path) -> bool:
+    """Whether a file is one that `write` wrote: a flat index by inner product."""
+    with open(file, "rb") as some:
+        return some.read(4) == b"IxFI"
 
 
 def _line(index: Index, number: int) -> bytes:

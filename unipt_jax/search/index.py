@@ -44,6 +44,7 @@ _OURS = re.compile(
     r"(entries-\d+\.arrow|embeddings-\d+\.npy)(\..*\.partial)?"
     r"|(index\.json|skipped\.jsonl)\..*\.partial"
 )
+_TEXTS = ("name", "checkpoint", "fit", "fingerprint", "said")  # of a model
 _TRIES = 5  # a reader's, while updates replace the files that it is about to open
 
 
@@ -202,11 +203,11 @@ def _open(folder: pathlib.Path, text: str) -> Index:
             f"'{FORMAT}'; make the index anew with --config.overwrite=True"
         )
     try:
-        sizes = {name: (folder / name).stat().st_size for name in said["files"]}
-        if sizes != said["files"]:
-            raise ValueError(
-                f"files of {sizes} bytes where {said['files']} were written"
-            )
+        for name, size in said["files"].items():
+            if (now := (folder / name).stat().st_size) != size:
+                raise ValueError(f"{name} has {now} bytes of the {size} written")
+        if not all(isinstance(said["model"][name], str) for name in _TEXTS):
+            raise ValueError(f"the model's {', '.join(_TEXTS)} must be texts")
         entries, embeddings = _files(said["generation"])
         rows = np.load(folder / embeddings, mmap_mode="r", allow_pickle=False)
         table = read_table(folder / entries, ENTRIES)

@@ -104,7 +104,7 @@ def scan(folders: Sequence[str]) -> Found:
         more = f"; {len(found.skipped)} cannot be read" if found.skipped else ""
         raise UserError(
             f"no picture in {', '.join(folders)} ({', '.join(SUFFIXES)}), at any depth"
-            f"{more}; give a folder that holds some"
+            f"{more}; give a folder that holds some (an index that is there stays)"
         )
     found.files.sort()
     return found

@@ -56,10 +56,9 @@ def update(
         )
     names = scan.folders(images)
     found = scan.scan(names)
-    items, left_out = _items(found, names, boxes)
+    items = [Item(file, None) for file in found.files]
     if boxes:
-        are = "picture is" if left_out == 1 else "pictures are"
-        print(f"{left_out} {are} left out, which {scan.plain(boxes)} does not name")
+        items = _in_boxes(found, names, boxes)
         boxes = os.path.abspath(os.path.expanduser(boxes))
     place.mkdir(parents=True, exist_ok=True)
     refusal = f"another process is bringing the index {place} up to date; wait for it"
@@ -117,12 +116,8 @@ def differences(before: Mapping[str, str], now: Mapping[str, str]) -> str:
     return " and ".join(out) or "their weights"
 
 
-def _items(
-    found: scan.Found, folders: Sequence[str], boxes: str
-) -> tuple[list[Item], int]:
-    """What to index, in the order of the index, and how many pictures are left out."""
-    if not boxes:
-        return [Item(file, None) for file in found.files], 0
+def _in_boxes(found: scan.Found, folders: Sequence[str], boxes: str) -> list[Item]:
+    """What to index, in the order of the index; prints how many pictures have no box."""
     asked = csv.read(boxes, folders, found)
     for key in [key for key in found.skipped if key not in asked]:
         del found.skipped[key]
@@ -132,7 +127,10 @@ def _items(
         for box in sorted(asked.get((file.folder, file.path), ()))
     ]
     named = {(item.file.folder, item.file.path) for item in items}
-    return items, len(found.files) - len(named)
+    if left_out := len(found.files) - len(named):
+        are = "picture is" if left_out == 1 else "pictures are"
+        print(f"{left_out} {are} left out, which {scan.plain(boxes)} does not name")
+    return items
 
 
 def _write(place, old: Index | None, work: Work, numbers, **fields) -> Index:
@@ -173,6 +171,12 @@ def _report(index: Index, old: Index | None, work: Work) -> None:
         f"{_dropped(index, old)}, skipped {index.skipped}"
         + (f" (see {place}/{indexes.SKIPPED})" if index.skipped else "")
     )
+    for folder in old.folders if old else ():
+        if folder not in index.folders:
+            print(
+                f"note: {scan.plain(folder)} is not among --config.images any more, and "
+                "its pictures are no longer in the index; name all folders each time"
+            )
     shapes = (index.entries.column(name).to_numpy() for name in ("height", "width"))
     large = np.flatnonzero(scan.looks_like_a_photograph(*shapes))
     if len(large):
