@@ -2,6 +2,8 @@
 
 import json
 
+import helpers
+import jax
 import numpy as np
 import pytest
 import torch
@@ -36,8 +38,9 @@ def small(tower: str, batch: int, dtype: str):
 
 @pytest.fixture
 def small_towers(monkeypatch):
-    """The benchmarks race towers of one layer."""
+    """The benchmarks race towers of one layer, compiled as suits those."""
     monkeypatch.setattr(contestants, "paper", small)
+    monkeypatch.setattr(jax, "jit", helpers.quick_jit)
 
 
 def reference(kind: str, dtype: str = "float32") -> reference_torch.Reference:

@@ -84,10 +84,11 @@ def test_without_the_rows_numbers_dropout_would_differ_and_so_the_loss():
     model, params = model_of("pretrain")
     seen = SETTINGS["pixels"].normalise(BATCH["image"])
 
+    @quick_jit
     def encode(rows):
-        rngs = {"dropout": KEY}
-        encode = functools.partial(model.apply, rngs=rngs, method="encode_image")
-        return np.asarray(encode({"params": params}, seen, rows))
+        return model.apply(
+            {"params": params}, seen, rows, rngs={"dropout": KEY}, method="encode_image"
+        )
 
     whole = encode(np.arange(16))
     np.testing.assert_array_equal(encode(np.arange(16)), whole)
