@@ -1,10 +1,14 @@
 """The page in a browser: what a person does, and what is then to be seen."""
 
+import asyncio
+import contextlib
 import os
 import pathlib
 import shutil
 import signal
+import socket
 import threading
+from urllib.parse import urlsplit
 
 import browser as browsers
 import numpy as np
@@ -14,7 +18,7 @@ import serving
 from PIL import Image
 
 from unipt_jax.errors import UserError
-from unipt_jax.search import demo, demo_answers, demo_page, words
+from unipt_jax.search import demo, demo_answers, demo_page, guard, words
 
 pytest.importorskip("gradio")
 
@@ -225,6 +229,79 @@ def test_a_host_that_is_not_this_machine_is_a_sentence(served, host):
         demo.serve(served, host=host, port=0)
 
 
-def test_a_limit_of_nothing_is_refused(served):
-    with pytest.raises(UserError, match="upload_mb is 0"):
-        demo.serve(served, upload_mb=0)
+@pytest.mark.parametrize("limit", [0, -1.5, float("inf"), float("nan")])
+def test_a_limit_that_is_none_is_refused(served, limit):
+    with pytest.raises(UserError, match=f"upload_mb is {limit}; give how many MB"):
+        demo.serve(served, upload_mb=limit)
+
+
+# --- the server ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def behind(monkeypatch):
+    """Puts an application in the place of Gradio's: it begins, then does as it is told."""
+
+    def put(begins, answers):
+        async def app(scope, receive, send):
+            if scope["type"] == "http":
+                await answers(send)
+            else:
+                begins()
+                for what in ("startup", "shutdown"):
+                    await receive()
+                    await send({"type": f"lifespan.{what}.complete"})
+
+        door = guard.Guard(app, names=["localhost"], limit=1)
+        monkeypatch.setattr(demo, "application", lambda *_: door)
+
+    return put
+
+
+def fails():
+    raise OSError("no room for a page")
+
+
+def test_a_server_that_does_not_start_is_no_address(served, behind):
+    behind(fails, None)
+    with pytest.raises(RuntimeError, match="ended by itself .*no room for a page"):
+        demo.serve(served, port=0)
+
+
+def test_a_server_that_ends_by_itself_is_not_waited_for(served, behind, monkeypatch):
+    async def ends(send):
+        asyncio.get_running_loop().stop()
+
+    behind(lambda: None, ends)
+    running = demo.running
+
+    @contextlib.contextmanager
+    def visited(*args, **fields):
+        with running(*args, **fields) as url:
+            place = urlsplit(url)
+            with socket.create_connection((place.hostname, place.port)) as visitor:
+                visitor.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                yield url
+
+    monkeypatch.setattr(demo, "running", visited)
+    with pytest.raises(RuntimeError, match="ended by itself .*loop stopped"):
+        demo.serve(served, port=0)
+
+
+def test_no_more_connections_than_may_bring_pictures_at_once(
+    served, behind, monkeypatch
+):
+    async def answers(send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    behind(lambda: None, answers)
+    monkeypatch.setattr(demo, "CONNECTIONS", 3)
+    with demo.running(served) as url, contextlib.ExitStack() as idle:
+        visitor, place = serving.Visitor(url), urlsplit(url)
+        assert visitor.get("/")[0] == 200
+        for _ in range(3):
+            idle.enter_context(
+                socket.create_connection((place.hostname, place.port), timeout=30)
+            )
+        assert visitor.get("/")[0] == 503

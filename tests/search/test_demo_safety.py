@@ -91,7 +91,7 @@ def test_no_file_can_be_fetched_by_its_path(visitor, served, way):
     for file in map(pathlib.Path, files):
         status, _, body = visitor.get(way.format(quote(str(file))))
         assert file.read_bytes()[:60] not in body
-        assert status in (400, 403, 404) or way.startswith("/?")
+        assert status in (400, 403, 404)
 
 
 def test_uploads_and_gradios_servers_are_not_there(visitor):
@@ -221,6 +221,7 @@ def test_another_sites_page_can_ask_nothing_and_read_nothing(visitor):
         "http://localhost:1",
         f"http://a:{port}",
         "",
+        "http://[::1",
     ]
     for origin in others:
         for method, path in (("GET", "/"), ("POST", JOIN), ("GET", "/theme.css")):
@@ -234,6 +235,18 @@ def test_another_sites_page_can_ask_nothing_and_read_nothing(visitor):
     status, headers, _ = visitor.get("/", Origin=visitor.url)
     assert status == 200
     assert "Access-Control-Allow-Origin" not in headers
+
+
+@pytest.mark.parametrize(
+    ("asked", "status"),
+    [("", 200), ("?", 200), ("?__theme=dark", 200), ("?__theme=light", 200)]
+    + [
+        (f"?{x}", 404)
+        for x in ("deep_link=a", "view=api", "__theme=a", "__theme=dark&a")
+    ],
+)
+def test_the_pages_address_says_how_it_looks_and_nothing_else(visitor, asked, status):
+    assert visitor.get(f"/{asked}")[0] == status
 
 
 def test_browsers_are_told_who_asks_and_that_is_heeded(visitor):

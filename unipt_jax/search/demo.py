@@ -8,6 +8,7 @@ import atexit
 import contextlib
 import functools
 import ipaddress
+import math
 import os
 import shutil
 import signal
@@ -25,6 +26,8 @@ from unipt_jax.search.guard import Guard
 from unipt_jax.search.searcher import Searcher
 
 WAITING = 32  # questions in the queue
+# At once; each may be sending a picture, and each visitor's browser keeps a few of them.
+CONNECTIONS = 128
 # Sessions whose answers are kept so that they can go back, and for how many seconds.
 SESSIONS, KEPT = 200, 3600
 EXAMPLES = (
@@ -155,13 +158,21 @@ def _theme(gr: Any) -> Any:
 
 @contextlib.contextmanager
 def running(
-    searcher: Searcher, *, host: str = "127.0.0.1", port: int = 0, upload_mb: float = 8
+    searcher: Searcher,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    upload_mb: float = 8,
+    ended: threading.Event | None = None,
 ) -> Iterator[str]:
     """Serves the page from a thread; gives its address.
 
     port: 0 takes a free one. upload_mb: million bytes of an uploaded picture, at most.
-    Raises UserError where gradio is not installed, or it cannot listen there.
+    ended: what is set where the server ends by itself.
+    Raises UserError where gradio is not installed, it cannot listen there, or for an odd
+    `upload_mb`; RuntimeError where the server does not start, or has ended by itself.
     """
+    check_limit(upload_mb)
     page = Page(searcher, limit=int(upload_mb * 1e6))
     names = {host.lower(), socket.gethostname().lower()}
     app = application(page, sorted(names))
@@ -176,19 +187,46 @@ def running(
             timeout_graceful_shutdown=1,
             server_header=False,
             lifespan="on",
+            limit_concurrency=CONNECTIONS,
         )
         server = uvicorn.Server(config)
-        thread = threading.Thread(
-            target=server.run, kwargs=dict(sockets=[listening]), daemon=True
-        )
+        thread = _Thread(server, listening, ended or threading.Event())
         thread.start()
         while not server.started and thread.is_alive():
             time.sleep(0.01)
         try:
+            thread.check(app.failed)
             yield f"http://{_address(host)}:{port}"
+            thread.check()
         finally:
             server.should_exit = True
             thread.join(timeout=5)
+
+
+class _Thread(threading.Thread):
+    """A server's own. ended: is set with its end; over: whether that has come; failed:
+    what it came of, if known."""
+
+    def __init__(self, server: Any, listening: socket.socket, ended: threading.Event):
+        super().__init__(daemon=True)
+        self.server, self.listening, self.ended = server, listening, ended
+        self.over, self.failed = False, None
+
+    def run(self) -> None:
+        """Serves until the server is told to exit."""
+        try:
+            self.server.run(sockets=[self.listening])
+        except BaseException as error:  # noqa: BLE001  raised where it is waited for
+            self.failed = error
+        self.over = True
+        self.ended.set()
+
+    def check(self, reason: Exception | None = None) -> None:
+        """Raises RuntimeError where the server has ended. reason: if more is known."""
+        if self.over:
+            raise RuntimeError(
+                f"the page's server has ended by itself ({reason or self.failed!r})"
+            ) from (reason or self.failed)
 
 
 def _address(host: str) -> str:
@@ -209,6 +247,15 @@ def _listening(host: str, port: int) -> socket.socket:
             "with --config.demo.port, and for --config.demo.host an address of this "
             "machine"
         ) from error
+
+
+def check_limit(upload_mb: float) -> None:
+    """Raises UserError for what is no size of a picture in million bytes."""
+    if not 0 < upload_mb < math.inf:
+        raise UserError(
+            f"demo.upload_mb is {upload_mb}; give how many MB a picture may have at most, "
+            "such as 8"
+        )
 
 
 def is_loopback(host: str) -> bool:
@@ -244,14 +291,10 @@ def serve(
     """Serves the page until Ctrl-C or SIGTERM.
 
     Says where it is, and warns where others than this machine's users can reach it.
-    Raises UserError as `running` does.
+    Raises as `running` does.
     """
-    if not upload_mb > 0:
-        raise UserError(f"demo.upload_mb is {upload_mb}; give a number above 0")
-    with (
-        _told() as told,
-        running(searcher, host=host, port=port, upload_mb=upload_mb) as url,
-    ):
+    fields = dict(host=host, port=port, upload_mb=upload_mb)
+    with _told() as told, running(searcher, **fields, ended=told) as url:
         if not is_loopback(host):
             print(
                 f"warning: whoever can reach {host or 'this machine'} can search these "

@@ -28,6 +28,7 @@ _OPEN = {
     ),
     "POST": re.compile(JOIN),
 }
+_ASKED = re.compile(rb"(__theme=(dark|light|system))?")  # of "/": how it is to look
 _EVENT = ("data", "event_data", "fn_index", "trigger_id", "session_hash")
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:\d{1,5})?", re.ASCII)
 _SMALL = 1 << 16  # bytes of an event beside its picture
@@ -66,27 +67,38 @@ class Guard:
 
     def __init__(self, app: Any, *, names: Collection[str], limit: int) -> None:
         self.app, self.names = app, frozenset(names)
+        self.failed: Exception | None = None  # why the application did not begin
         self.longest = limit * 4 // 3 + _SMALL  # base64 writes 3 bytes as 4 letters
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request on, or refuses it."""
         if scope["type"] == "lifespan":
-            return await self.app(scope, receive, send)
+            return await self._begin(scope, receive, send)
         if scope["type"] != "http":  # the page opens no web socket
             return await send({"type": "websocket.close", "code": 1008})
         try:
             headers = _headers(scope)
-            self.check(scope["method"], scope["path"], headers)
+            asked = scope.get("query_string", b"")
+            self.check(scope["method"], scope["path"], headers, asked)
             if scope["method"] == "POST":
                 receive = _after(await self._event(headers, receive), receive)
         except Refused as refused:
             return await _refuse(refused, send)
         return await self.app(scope, receive, _with_headers(send))
 
-    def check(self, method: str, path: str, headers: Mapping[str, str]) -> None:
+    async def _begin(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self.app(scope, receive, send)
+        except Exception as error:
+            self.failed = error
+            raise
+
+    def check(
+        self, method: str, path: str, headers: Mapping[str, str], asked: bytes = b""
+    ) -> None:
         """Raises Refused for what the page would not ask for.
 
-        path: decoded. headers: by small letters.
+        path: decoded. headers: by small letters. asked: what stands behind the "?".
         """
         host = headers.get("host", "").lower()
         if not self._is_ours(host):
@@ -94,13 +106,15 @@ class Guard:
                 403, f"the page is not called '{host[:80]}'; open it by its address"
             )
         origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
-        if origin is not None and urlsplit(origin).netloc.lower() != host:
+        if origin is not None and _site(origin) != host:
             raise Refused(403, "another site's page may not ask for this")
         followed = headers.get("sec-fetch-mode") == "navigate" and path == "/"
         if site not in ("none", "same-origin") and not followed:
             raise Refused(403, "another site's page may not ask for this")
         if method not in _OPEN or not _OPEN[method].fullmatch(path):
             raise Refused(404, "there is no such page")
+        if path == "/" and not _ASKED.fullmatch(asked):
+            raise Refused(404, "the page takes no questions in its address")
 
     def _is_ours(self, host: str) -> bool:
         if not (said := _HOST.fullmatch(host)):
@@ -125,6 +139,14 @@ class Guard:
             if len(body) > self.longest:
                 raise too_large
         return _plain(bytes(body))
+
+
+def _site(origin: str) -> str:
+    """Host and port of an origin; "" of what is none."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
 
 
 def _plain(body: bytes) -> bytes:
