@@ -33,6 +33,8 @@ def index(clip, crops, tmp_path_factory):
         (["query=a man", "query=nowhere.txt"], "'nowhere.txt' names a file, but there"),
         (["query=my/old photos/anna.JPG"], "names a file, but there is none"),
         (["query=anna.png"], "names a file, but there is none"),
+        (["query=my sentences.txt"], "names a file, but there is none"),
+        (["query=/dev/null"], "names what is no such file"),
         (["query=a man", "k=0"], "k=0 must be 1 or more"),
         (["query=\u200b"], "has nothing that the model reads"),
         (["query=a man", "dtype=int8"], "dtype 'int8' is not one of float16, float32"),
@@ -98,13 +100,14 @@ def test_a_text_file_without_a_sentence_and_one_that_is_no_text(index, tmp_path)
 def test_a_file_of_another_kind(index, tmp_path):
     (tmp_path / "asked.csv").write_text("a man\n")
     said = answering.refused(index, f"query={tmp_path / 'asked.csv'}")
-    assert "names a file of another kind" in said
+    assert "names what is no such file" in said
 
 
 def test_a_folder_where_a_file_is_named(index, tmp_path):
     (tmp_path / "anna.jpg").mkdir()
     said = answering.refused(index, f"query={tmp_path / 'anna.jpg'}")
-    assert "names a file, but there is none" in said
+    assert "names what is no such file" in said
+    assert "names what is no such file" in answering.refused(index, f"query={tmp_path}")
 
 
 def test_workdir_or_out_is_a_file(index, tmp_path):

@@ -8,10 +8,12 @@ import answering
 import helpers
 import numpy as np
 import pytest
+from PIL import Image
 
 import unipt_jax
 from unipt_jax.errors import UserError
 from unipt_jax.search import searcher as searchers
+from unipt_jax.search.gallery import Gallery
 from unipt_jax.search.index import Index
 
 SENTENCES = ["a woman with a black bag", "an old man", "a man on a red bike", "hat"]
@@ -282,3 +284,24 @@ def test_a_model_that_is_gone_is_said_to_be_and_may_lie_elsewhere(
     shutil.copytree(clip, tmp_path / "moved")
     moved = unipt_jax.open_index(folder, model=str(tmp_path / "moved"))
     assert len(moved.by_text(["a man"], 3)[0]) == 3
+
+
+def test_what_is_no_list_of_pictures_or_no_number_is_told(searcher):
+    picture = Image.new("RGB", (20, 50))
+    for amiss in (picture, "a.jpg", ["a.jpg"], [np.asarray(picture)]):
+        with pytest.raises(UserError, match="give a list of PIL pictures"):
+            searcher.by_picture(amiss)
+    with pytest.raises(UserError, match="k=2.5 must be 1 or more"):
+        searcher.by_text(["a man"], k=2.5)
+
+
+def test_damaged_embeddings_are_told(searcher):
+    rows = np.array(searcher.index.embeddings)
+    rows[3] = np.nan
+    broken = dataclasses.replace(searcher, gallery=Gallery(rows, searcher.encoder.mesh))
+    with pytest.raises(UserError, match="embeddings of the index .* are damaged"):
+        broken.by_text(["a man"], k=20)
+
+
+def test_a_searcher_says_little_of_itself(searcher):
+    assert len(repr(searcher)) < 100

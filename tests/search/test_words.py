@@ -60,6 +60,7 @@ def test_words_that_no_token_stands_for_are_named_once(tokenizer):
     read = words.parse("a (\u0416\u0416-red) coat; \u0416\u0416 \u2026", tokenizer, 100)
     assert read.unknown == ("\u0416\u0416",)
     assert words.notes(read) == ["the model does not know: \u0416\u0416"]
+    assert words.parse("\U0001f44d !", tokenizer, 9).unknown == ("\U0001f44d",)
     many = " ".join("\u0416" * n for n in range(1, 12))
     assert words.notes(words.parse(many, tokenizer, 100))[0].endswith("and 3 more")
 

@@ -59,12 +59,11 @@ def _read(text: str) -> list[Query]:
         return _lines(path)
     if file and known:
         return [_picture(path)]
-    if (known and (os.sep in text or not set(text) & {" ", "\t"})) or (
-        file and suffix and os.sep in text
-    ):
+    there = os.sep in text and _is_there(path)  # a word may be a folder's name, too
+    if known or there:
         raise UserError(
             f"the query '{text}' names "
-            + ("a file of another kind" if file else "a file, but there is none")
+            + ("what is no such file" if there else "a file, but there is none")
             + "; give a picture, a .txt file with a sentence in each line, or a sentence"
         )
     return [_sentence(text.strip(), "a query")]
@@ -74,6 +73,13 @@ def _is_file(path: pathlib.Path) -> bool:
     try:
         return path.is_file()
     except (OSError, ValueError):  # a sentence may be longer than a name can be
+        return False
+
+
+def _is_there(path: pathlib.Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):
         return False
 
 

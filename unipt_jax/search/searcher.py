@@ -47,12 +47,12 @@ class Hit:
 class Searcher:
     """Answers queries from an index. approximate: see `Gallery.top_k`."""
 
-    encoder: Encoder
-    index: Index
-    gallery: Gallery
+    encoder: Encoder = dataclasses.field(repr=False)
+    index: Index = dataclasses.field(repr=False)
+    gallery: Gallery = dataclasses.field(repr=False)
     approximate: bool = False
 
-    def by_text(self, sentences: Sequence[str], k: int) -> list[list[Hit]]:
+    def by_text(self, sentences: Sequence[str], k: int = 10) -> list[list[Hit]]:
         """The k best crops of each sentence, best first; all crops where k is more.
 
         Raises UserError for k below 1, for a sentence of which the model reads nothing,
@@ -68,13 +68,18 @@ class Searcher:
         rows = self._embed(sentences, self.encoder.encode_text, "sentences")
         return self._best(rows, k)
 
-    def by_picture(self, pictures: Sequence[Image.Image], k: int) -> list[list[Hit]]:
-        """The k best crops of each picture, of any size and mode; see `by_text`."""
+    def by_picture(
+        self, pictures: Sequence[Image.Image], k: int = 10
+    ) -> list[list[Hit]]:
+        """The k best crops of each PIL picture, of any size and mode; see `by_text`."""
+        given = [pictures] if isinstance(pictures, Image.Image | str) else pictures
+        if given is not pictures or not all(isinstance(p, Image.Image) for p in given):
+            raise UserError("give a list of PIL pictures, as in [PIL.Image.open(FILE)]")
         self._check(len(pictures), k)
         rows = self._embed(pictures, self.encoder.encode_image, "pictures")
         return self._best(rows, k)
 
-    def like(self, number: int, k: int) -> list[Hit]:
+    def like(self, number: int, k: int = 10) -> list[Hit]:
         """The k crops most like crop `number`, itself left out: by its embedding.
 
         Raises UserError where there is no such crop, and for k as `by_text` does.
@@ -141,6 +146,11 @@ class Searcher:
             return []
         k = min(k, len(self.index))
         found = self.gallery.top_k(queries, k, approximate=self.approximate)
+        if not np.isfinite(found[0]).all():
+            raise UserError(
+                f"the embeddings of the index {self.index.folder} are damaged; make it "
+                "anew with --config.overwrite=True"
+            )
         crops = {}  # by number: many queries may find the same
         for number in np.unique(found[1]).tolist():
             crop = self.index[number]
@@ -156,7 +166,7 @@ class Searcher:
         ]
 
     def _check(self, queries: int, k: int) -> None:
-        if k < 1:
+        if not isinstance(k, int | np.integer) or k < 1:
             raise UserError(f"k={k} must be 1 or more: so many crops are shown")
         hits = queries * min(k, len(self.index))
         if hits > MOST:

@@ -1,6 +1,7 @@
 """Which words mattered: a sentence in, what leaving each of its words out does out."""
 
 import dataclasses
+import unicodedata
 
 import numpy as np
 
@@ -54,11 +55,12 @@ def parse(text: str, tokenizer: Tokenizer, limit: int) -> Sentence:
     own = tokenizer.backend.encode_batch(list(words))
     ends = 2 + np.cumsum([0, *(len(row.ids) - 2 for row in own)])
     missing = tokenizer.backend.token_to_id(tokenizer.family.unk)
+    # A sign alone is no loss, a symbol is: an emoji says something.
     unknown = [
         word[slice(*place)]
         for word, row in zip(words, own, strict=True)
         for i, place in zip(row.ids[1:-1], row.offsets[1:-1], strict=True)
-        if i == missing and any(map(str.isalnum, word[slice(*place)]))
+        if i == missing and any(map(_says_something, word[slice(*place)]))
     ]
     return Sentence(
         words=words,
@@ -67,6 +69,10 @@ def parse(text: str, tokenizer: Tokenizer, limit: int) -> Sentence:
         limit=limit,
         unknown=tuple(dict.fromkeys(unknown)),
     )
+
+
+def _says_something(letter: str) -> bool:
+    return letter.isalnum() or unicodedata.category(letter) == "So"
 
 
 def notes(sentence: Sentence) -> list[str]:
