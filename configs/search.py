@@ -6,7 +6,7 @@
 
 from typing import Any
 
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict, config_dict, config_flags
 from ml_collections.config_flags import tuple_parser
 
 from configs import common
@@ -50,20 +50,24 @@ def get_config(variant: str = "") -> ConfigDict:
             size=(0, 0),
             fit="squeeze",
             images=Texts(),  # folders of crops of persons; empty: the index as it is
-            boxes="",  # a CSV with path,x,y,w,h: persons cut out of photographs
+            # A CSV with path,x,y,w,h: persons cut out of photographs. None, not "": a shell
+            # variable that is not set must not make it whole photographs.
+            boxes=config_dict.placeholder(str),
             query=Texts(),  # sentences, .txt files with a sentence a line, pictures
             k=10,  # results of each query
             words=True,  # which words mattered: each sentence again without each word
             approximate=False,  # on a TPU, quicker and nearly as good
             out="",  # where results.json and results.html go; empty: beside the index
             faiss="",  # a file to write the index to, as FAISS reads it
-            dtype="float16",  # of the embeddings on disk, or "float32"
+            # Of the embeddings on disk, "float16" or "float32"; empty: that of the index
+            # that is there, float16 for a new one.
+            dtype="",
             batch_size=0,  # pictures a device at a time; 0: 16 on CPUs, 64 elsewhere
             threads=8,  # that read pictures
             content=False,  # read every file again, not those of another size or date
             overwrite=False,  # replace an index that is there
             serve=False,  # a page to search on, at demo.host and demo.port
-            demo=dict(host="127.0.0.1", port=7860, upload_mb=8),
+            demo=dict(host="127.0.0.1", port=7860, upload_mb=8.0),
             mesh=dict(data=0, fsdp=1),
         )
     )

@@ -1,5 +1,6 @@
 """The search job as the command line has it: an index is made, kept up, and asked."""
 
+import errno
 import json
 import shutil
 import sys
@@ -174,16 +175,43 @@ def test_what_the_command_says_reaches_the_update_and_the_searcher(
 
 
 def test_serve_opens_the_page_on_the_index(index):
-    page = types.SimpleNamespace(serve=mock.Mock(), __spec__=mock.Mock())
+    page = types.SimpleNamespace(
+        serve=mock.Mock(), check_limit=mock.Mock(), __spec__=mock.Mock()
+    )
     modules = {"unipt_jax.search.demo": page, "gradio": page}
     with (
         mock.patch.dict(sys.modules, modules),
         mock.patch("unipt_jax.search.demo", page, create=True),
     ):
-        answering.done(index, "serve=True", "demo.port=7999")
+        fields = "demo.port=7999", "demo.upload_mb=0.5"
+        answering.done(index, "serve=True", *fields)
     [call] = page.serve.call_args_list
-    assert call.kwargs == dict(host="127.0.0.1", port=7999, upload_mb=8)
+    assert call.kwargs == dict(host="127.0.0.1", port=7999, upload_mb=0.5)
     assert len(call.args[0].by_text(["a man"], 2)[0]) == 2
+
+
+def test_an_answer_is_printed_even_where_the_disk_is_full(index):
+    full = OSError(errno.ENOSPC, "No space left on device", "results.json")
+    before = answering.results(index)
+    with mock.patch.object(job.rundir, "write_json", side_effect=full):
+        code, said = answering.job(index, "query=an old man", "k=2", "words=False")
+    assert code == 1 and "the disk is full" in said and "Traceback" not in said
+    assert "  rank   score  path" in said.split("error: ")[0]
+    assert answering.results(index) == before
+
+
+def test_results_go_to_a_folder_of_the_home(index, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    answering.done(index, "query=a man", "k=1", "words=False", "out=~/found")
+    assert len(paths(tmp_path / "found")) == 1
+
+
+def test_the_dtype_of_the_index_stays_where_none_is_said(clip, tmp_path):
+    crops, folder = searching.write_crops(tmp_path / "crops\x1b[2J", 3), tmp_path / "i"
+    said = answering.done(folder, f"model={clip}", f"images={crops}", "dtype=float32")
+    assert "\x1b" not in said and "crops\\x1b[2J" in said
+    answering.done(folder, f"images={crops}")
+    assert unipt_jax.open_index(folder).index.embeddings.dtype == np.float32
 
 
 def test_faiss_gets_the_vectors_of_the_index(index, tmp_path):

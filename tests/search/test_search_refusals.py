@@ -1,6 +1,7 @@
 """Mistakes that users of search make: one sentence, exit code 1, nothing lost."""
 
 import importlib.util
+import os
 from unittest import mock
 
 import answering
@@ -37,6 +38,9 @@ def index(clip, crops, tmp_path_factory):
         (["query=/dev/null"], "names what is no such file"),
         (["query=a man", "k=0"], "k=0 must be 1 or more"),
         (["query=\u200b"], "has nothing that the model reads"),
+        (["query=a man", "images="], "images is empty, as of a shell variable"),
+        (["query=a man", "boxes="], "boxes is empty, as of a shell variable"),
+        (["query=a man", "dtype=float32"], "dtype says how an index is made"),
         (["query=a man", "dtype=int8"], "dtype 'int8' is not one of float16, float32"),
         (["query=a man", "fit=stretch"], "fit 'stretch' is not one of squeeze"),
         (["query=a man", "size=(3,)"], "must be a height and a width"),
@@ -116,6 +120,24 @@ def test_workdir_or_out_is_a_file(index, tmp_path):
     assert "--workdir" in answering.refused(file, "query=a man")
     said = answering.refused(index, "query=a man", f"out={file}")
     assert f"--config.out={file} is a file" in said
+
+
+def test_a_folder_that_answers_cannot_be_written_to(index, tmp_path, monkeypatch):
+    access, refused = os.access, [tmp_path]
+    monkeypatch.setattr(
+        os, "access", lambda at, *mode: at not in refused and access(at, *mode)
+    )
+    said = answering.refused(index, "query=a man", f"out={tmp_path / 'a' / 'b'}")
+    assert f"{tmp_path} cannot be written" in said and "--config.out=DIR" in said
+    refused[:] = [index]
+    assert f"{index} cannot be written" in answering.refused(index, "query=a man")
+
+
+@pytest.mark.parametrize("limit", ["0", "inf", "nan"])
+def test_a_limit_of_uploads_that_is_none(index, limit):
+    pytest.importorskip("gradio")
+    said = answering.refused(index, "serve=True", f"demo.upload_mb={limit}")
+    assert "demo.upload_mb is" in said and "such as 8" in said
 
 
 def test_an_index_in_a_store_or_among_a_models_files_is_refused(clip, crops, tmp_path):

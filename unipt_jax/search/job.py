@@ -20,11 +20,12 @@ from unipt_jax.search import answers, queries, results_page, searcher
 from unipt_jax.search import index as indexes
 from unipt_jax.search.index import Index, Model
 from unipt_jax.search.queries import Query
+from unipt_jax.search.scan import plain
 from unipt_jax.search.searcher import Searcher
 from unipt_jax.search.update import update
 
 # Fields that say how an index is made, as they are where nothing is said.
-OF_IMAGES = {"boxes": "", "content": False, "overwrite": False}
+OF_IMAGES = {"boxes": None, "dtype": "", "content": False, "overwrite": False}
 OF_A_MODEL = {"size": (0, 0), "fit": "squeeze"}
 EXTRAS = {"serve": "gradio", "faiss": "faiss"}  # field -> what it needs
 
@@ -42,13 +43,13 @@ def run(config: Any, workdir: str) -> None:
         encoder = encoder or _load(config, index, mesh)
         found = searcher.make(encoder, index, approximate=config.approximate)
         if asked:
-            _answer(config, found, asked, epath.Path(config.out or folder))
+            _answer(config, found, asked, _out(config, folder))
     if config.faiss:
         from unipt_jax.search import faiss_export
 
         faiss_export.write(index, config.faiss)
     if config.serve:
-        from unipt_jax.search import demo  # Gradio takes a second or two
+        from unipt_jax.search import demo  # of an extra
 
         demo.serve(found, **config.demo)
 
@@ -58,9 +59,14 @@ def _check(config: Any, workdir: str) -> pathlib.Path:
     if jax.process_count() > 1:
         raise UserError("search needs one process; leave --processes out")
     folder = indexes.local(workdir)
-    for name, path in (("workdir", folder), ("config.out", epath.Path(config.out))):
+    out = _out(config, folder)
+    for name, path in (("workdir", folder), ("config.out", out)):
         if path.exists() and not path.is_dir():
-            raise UserError(f"--{name}={path} is a file; give a folder, or a new name")
+            raise UserError(
+                f"--{name}={plain(str(path))} is a file; give a folder, or a new name"
+            )
+    if config.query:
+        _check_writable(out)
     _check_values(config)
     _check_extras(config)
     there = indexes.exists(folder)
@@ -84,12 +90,38 @@ def _check(config: Any, workdir: str) -> pathlib.Path:
     return folder
 
 
+def _out(config: Any, folder: pathlib.Path) -> epath.Path:
+    """Where results.json and results.html go."""
+    return epath.Path(os.path.expanduser(config.out) or folder)
+
+
+def _check_writable(out: epath.Path) -> None:
+    """Raises UserError where no answer can be written, if that can be known."""
+    if "://" in str(out):
+        return
+    near = pathlib.Path(os.path.abspath(out))
+    while not near.exists():
+        near = near.parent
+    if not os.access(near, os.W_OK | os.X_OK):
+        raise UserError(
+            f"{plain(str(near))} cannot be written, where the answers would go; give a "
+            "folder for them with --config.out=DIR"
+        )
+
+
 def _check_values(config: Any) -> None:
+    for name, lacks in (("images", "" in config.images), ("boxes", config.boxes == "")):
+        if lacks:
+            raise UserError(
+                f"--config.{name} is empty, as of a shell variable that is not set; give "
+                + ("a folder of pictures" if name == "images" else "a CSV file")
+                + ", or leave it out"
+            )
     for name, low in (("k", 1), ("threads", 1), ("batch_size", 0)):
         if config[name] < low:
             raise UserError(f"{name}={config[name]} must be {low} or more")
     for name, known in (("dtype", indexes.DTYPES), ("fit", images.FITS)):
-        if config[name] not in known:
+        if config[name] not in known and (name != "dtype" or config.dtype):
             raise UserError(f"{name} '{config[name]}' is not one of {', '.join(known)}")
     if any(config.size) and (len(config.size) != 2 or min(config.size) < 1):
         raise UserError(
@@ -115,13 +147,18 @@ def _check_extras(config: Any) -> None:
                 f"--config.{field} needs {package}, which is not installed; install it "
                 f"with pip install '.[{extra}]'"
             )
+    if config.serve:
+        from unipt_jax.search import demo
+
+        demo.check_limit(config.demo.upload_mb)
 
 
 def _index(config: Any, folder: pathlib.Path, mesh: Mesh) -> tuple[Index, Any]:
     """The index, up to date where images are given, and its model if that is loaded."""
     if not config.images:
         return indexes.read(folder), None
-    print(f"reading {config.model or 'the model of ' + str(folder)} ...", flush=True)
+    said = plain(config.model or f"the model of {folder}")
+    print(f"reading {said} ...", flush=True)
     encoder, model = _model(config, folder, mesh)
     batch_size = sharding.per_device(config.batch_size) * mesh.size
     _announce(config, encoder, batch_size)
@@ -130,7 +167,7 @@ def _index(config: Any, folder: pathlib.Path, mesh: Mesh) -> tuple[Index, Any]:
         model,
         folder,
         images=tuple(config.images),
-        boxes=config.boxes,
+        boxes=config.boxes or "",
         dtype=config.dtype,
         batch_size=batch_size,
         threads=config.threads,
@@ -183,15 +220,17 @@ def _announce(config: Any, encoder: Encoder, batch_size: int) -> None:
     """Prints the choices in force."""
     height, width = encoder.size
     values = {
-        "images": ", ".join(map(answers.plain, config.images)),
+        "images": ", ".join(config.images),
         "boxes": config.boxes or "none: each picture is one person",
         "model": encoder.name,
         "pictures": f"{height}x{width}, fit {encoder.fit}",
-        "embeddings": f"{encoder.model.width} numbers, {config.dtype}",
+        "embeddings": ", ".join(
+            filter(None, [f"{encoder.model.width} numbers", config.dtype])
+        ),
         "devices": f"{encoder.mesh.size} ({jax.devices()[0].device_kind}), "
         f"{batch_size} pictures at a time",
     }
-    report.choices("search", values)
+    report.choices("search", {name: plain(value) for name, value in values.items()})
 
 
 def _answer(
@@ -200,11 +239,12 @@ def _answer(
     """Prints and writes what is found."""
     begin = time.monotonic()
     result = answers.answer(found, asked, config.k, words=config.words)
+    # First: the disk may be full, and the answer is not lost with it.
+    print(answers.terminal(found.index, result), flush=True)
     html = results_page.render(found.index, result)
     out.mkdir(parents=True, exist_ok=True)
     rundir.write_json(out / "results.json", answers.record(found.index, result))
     rundir.write_text(out / "results.html", html)
-    print(answers.terminal(found.index, result))
     took = report.clock(time.monotonic() - begin)
     count = "1 query" if len(asked) == 1 else f"{len(asked)} queries"
-    print(f"{count} in {took}; see {out}/results.html", flush=True)
+    print(f"{count} in {took}; see {plain(str(out))}/results.html", flush=True)

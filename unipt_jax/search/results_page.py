@@ -12,6 +12,7 @@ from unipt_jax.search import answers, crops
 from unipt_jax.search.answers import Answer, Found
 from unipt_jax.search.index import Index
 from unipt_jax.search.remarks import unread
+from unipt_jax.search.scan import plain
 from unipt_jax.search.words import LEGEND, TINTS, Tinted, tinted
 
 CROPS = 100  # a query, at most
@@ -96,8 +97,8 @@ def render(index: Index, found: Sequence[Answer]) -> str:
             f"Of each query the best {CROPS} crops are shown; results.json has all."
         )
     subtitle = (
-        f"{len(index):,} crops of {', '.join(map(answers.plain, index.folders))}, ranked "
-        f"by {answers.plain(index.model.said)}; below each crop stand its rank, its "
+        f"{len(index):,} crops of {', '.join(map(plain, index.folders))}, ranked "
+        f"by {plain(index.model.said)}; below each crop stand its rank, its "
         "score (cosine similarity) and its path."
     )
     coloured = any(one.words is not None for one in shown)
@@ -117,7 +118,7 @@ def _section(index: Index, one: Answer, jpegs: dict) -> _Section:
     if one.query.kind == "picture":
         asked = page.Picture(images.thumbnail(one.query.encoded), "", right=True)
     return _Section(
-        text=answers.plain(one.query.text),
+        text=plain(one.query.text),
         asked=asked,
         words=tinted(one.words) if one.words is not None else (),
         notes=one.notes,
@@ -136,7 +137,7 @@ def _crop(index: Index, found: Found, jpegs: dict) -> _Crop:
         rank=hit.rank,
         score=f"{hit.score:.3f}",
         place=answers.place(index, hit),
-        label=answers.plain(hit.crop.label) if one else answers.place(index, hit),
+        label=plain(hit.crop.label) if one else answers.place(index, hit),
         remarks=found.notes,
         jpeg=None if isinstance(jpeg, str) else jpeg,
         missing=jpeg if isinstance(jpeg, str) else "",

@@ -6,6 +6,7 @@ import unicodedata
 import numpy as np
 
 from unipt_jax.data.tokenizers import Tokenizer
+from unipt_jax.search.scan import plain
 
 NAMED = 8  # unknown words that a note names
 FLAT = 0.01  # where no word changes the scores by more, all are tinted faintly
@@ -146,7 +147,7 @@ def tinted(words: Words) -> list[Tinted]:
     strongest = max(float(np.abs(words.mean).max(initial=0)), FLAT)
     return [
         Tinted(
-            text,
+            plain(text),
             signed(mean),
             f"rgba({RAISES if mean > 0 else LOWERS}, {0.6 * abs(mean) / strongest:.3f})",
         )
