@@ -15,10 +15,15 @@ demo: .venv/ready-for-demo
 	@test -f runs/quickstart/finetune/evaluation.json || { \
 	  echo "no trained model yet: the quickstart makes one (7 minutes on 2 cores) ..."; \
 	  $(MAKE) quickstart; }
-	@test -d data/synthetic/pictures || $(BIN)/python -m data_prep.pictures \
-	  --records data/synthetic --split test --out data/synthetic/pictures
+	@test -d data/synthetic/pictures && \
+	  test -z "$$(find data/synthetic -maxdepth 1 -type f -newer data/synthetic/pictures)" || { \
+	  rm -rf data/synthetic/pictures; $(BIN)/python -m data_prep.pictures \
+	  --records data/synthetic --split test --out data/synthetic/pictures; }
+	@# The index of a model that was trained anew since is of no use.
 	$(BIN)/python -m unipt_jax.main --config=configs/search.py:quickstart \
-	  --workdir=runs/quickstart/index --config.serve=True
+	  --workdir=runs/quickstart/index --config.serve=True --config.overwrite=$$( \
+	  test runs/quickstart/index/index.json -nt runs/quickstart/finetune/evaluation.json \
+	  && echo False || echo True)
 
 test: .venv/ready-for-tests lint
 	$(BIN)/python -m pytest $(SHARED)
