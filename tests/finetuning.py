@@ -45,24 +45,21 @@ FIGURES = {"rank1", "rank5", "rank10", "map", "minp", "queries", "gallery"}
 
 
 @contextlib.contextmanager
-def on(devices: int = 1, quick: bool = True):
-    """So many devices for what is done here; quick: see `here`."""
+def on(devices: int = 1):
+    """So many devices for what is done here, compiled as `helpers.quick_jit` does."""
 
     def make_mesh(*, data: int, fsdp: int) -> jax.sharding.Mesh:
         return helpers.mesh_of(devices, fsdp)
 
     with (
         mock.patch.object(sharding, "make_mesh", make_mesh),
-        mock.patch.object(jax, "jit", helpers.quick_jit if quick else jax.jit),
+        mock.patch.object(jax, "jit", helpers.quick_jit),
     ):
         yield
 
 
-def here(*argv: str, devices: int = 1, quick: bool = True) -> tuple[int, str]:
-    """Exit code and output of any job with these flags, on so many devices.
-
-    quick: compile as `helpers.quick_jit` does, which suits small towers.
-    """
+def here(*argv: str, devices: int = 1) -> tuple[int, str]:
+    """Exit code and output of any job with these flags, on so many devices."""
     said, before = io.StringIO(), signal.getsignal(signal.SIGTERM)
     for name in [n for n in flags.FLAGS if n.startswith("config.")]:
         delattr(flags.FLAGS, name)  # the overrides of an earlier call
@@ -71,7 +68,7 @@ def here(*argv: str, devices: int = 1, quick: bool = True) -> tuple[int, str]:
     argv = ["main", *argv]
     try:
         with (
-            on(devices, quick),
+            on(devices),
             mock.patch.object(sys, "argv", argv),  # where overrides are read
             contextlib.redirect_stdout(said),
             contextlib.redirect_stderr(said),

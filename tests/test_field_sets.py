@@ -135,7 +135,6 @@ def tune(case, data, run, depth, vocabulary) -> str:
         f"--config.tokenizer={vocabulary}",
         f"--config.data.records={data.out}",
         f"--workdir={run}",
-        quick=False,
     )
     assert code == 0, output
     return output
@@ -175,7 +174,6 @@ def check_evaluation(data, run, out) -> None:
         f"--config.data.records={data.out}",
         "--config.batch_size=4",
         f"--workdir={out}",
-        quick=False,
     )
     assert code == 0, output
     [(name, there)] = json.loads((run / "evaluation.json").read_text()).items()
