@@ -207,8 +207,8 @@ def test_words_on_the_terminal_stand_without_the_signs_around_them():
 
 def test_a_file_name_cannot_write_to_the_terminal(searcher):
     odd = "a\x1b[2Jb\n\udce9.jpg"
-    assert answers.plain(odd) == "a\\x1b[2Jb\\n\\udce9.jpg"
-    assert answers.plain("Žofie ä/日.jpg") == "Žofie ä/日.jpg"
+    assert plain(odd) == "a\\x1b[2Jb\\n\\udce9.jpg"
+    assert plain("Žofie ä/日.jpg") == "Žofie ä/日.jpg"
     found = answers.answer(searcher, asked("a man\x1b[2J hat"), 1, words=True)
     text = answers.terminal(searcher.index, found)
     assert "\x1b" not in text and "\\x1b" in text
@@ -334,6 +334,6 @@ def test_a_picture_file_is_a_picture_whatever_its_case(tmp_path):
 
 
 def test_a_sentence_may_be_longer_than_a_file_name_and_look_a_little_like_one(tmp_path):
-    for text in ("hat", "a man/woman in red. He", "red " * 2000, "a man, see 3.jpg"):
+    for text in ("hat", "a man/woman in red. He", "red " * 2000, "see 3.jpg, a man"):
         [found] = queries.read([text])
         assert found == queries.Sentence(text.strip())
