@@ -17,7 +17,7 @@ from PIL import Image
 
 import unipt_jax
 from unipt_jax.data import images
-from unipt_jax.search import answers, queries, remarks, results_page, words
+from unipt_jax.search import answers, queries, remarks, results_page, scan, words
 from unipt_jax.search import searcher as searchers
 
 SENTENCES = ["a woman with a black bag", "an old <b>man</b> & a hat"]
@@ -207,8 +207,8 @@ def test_words_on_the_terminal_stand_without_the_signs_around_them():
 
 def test_a_file_name_cannot_write_to_the_terminal(searcher):
     odd = "a\x1b[2Jb\n\udce9.jpg"
-    assert plain(odd) == "a\\x1b[2Jb\\n\\udce9.jpg"
-    assert plain("Žofie ä/日.jpg") == "Žofie ä/日.jpg"
+    assert scan.plain(odd) == "a\\x1b[2Jb\\n\\udce9.jpg"
+    assert scan.plain("Žofie ä/日.jpg") == "Žofie ä/日.jpg"
     found = answers.answer(searcher, asked("a man\x1b[2J hat"), 1, words=True)
     text = answers.terminal(searcher.index, found)
     assert "\x1b" not in text and "\\x1b" in text
