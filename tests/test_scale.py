@@ -107,8 +107,8 @@ def test_a_run_moves_from_1_device_to_8_to_2_processes_and_is_the_same(
     assert code == Stopped.CODE and "resumes after step 3" in output, output
     assert [row["step"] for row in figures(run)] == [1, 2, 3, 4, 5]
     # Parameters, too, are shared by both processes.
-    flags = both("--config.mesh.fsdp=8", *PARTS)
-    said = end(launcher.start_two(run, *flags, devices=4))
+    flags = both("--config.mesh.fsdp=4", *PARTS)
+    said = end(launcher.start_two(run, *flags, devices=2))
     assert "resumes after step 5" in said[0], said[0]
     assert_agree(run, undisturbed)
     moved = finetuning.params_of(run, "9")
@@ -141,7 +141,7 @@ def test_fine_tuning_by_2_processes_in_parts_is_one_devices(
     code, output = finetuning.here(*finetuning.small(persons, tmp_path / "one", *flags))
     assert code == 0, output
     launcher = Tuning(launcher.persons, launcher.cache)
-    end(launcher.start_two(tmp_path / "two", *flags, *PARTS, devices=4))
+    end(launcher.start_two(tmp_path / "two", *flags, *PARTS, devices=2))
     assert_agree(tmp_path / "two", tmp_path / "one")
 
 
