@@ -103,11 +103,11 @@ def noise(height, width):
 REFUSED = {
     "no picture": (b"hello", "cannot be read as a picture"),
     "nothing": (b"", "cannot be read as a picture"),
-    "a bomb": (captioning.bomb(), "cannot be read as a picture"),
-    "a smaller bomb": (captioning.bomb(9000), "9000 x 9000 pixels"),
+    "a bomb": (captioning.bomb(), "bomb"),
+    "a smaller bomb": (captioning.bomb(9000), "9000x9000 pixels"),
     "cut off": (captioning.jpeg(1)[:300], "cannot be read as a picture"),
     "a rare kind": (
-        captioning.encode(noise(9, 9), "PPM"),
+        captioning.encode(noise(16, 16), "ICO"),
         "cannot be read as a picture",
     ),
     "a program": (captioning.encode(noise(9, 9), "EPS"), "cannot be read as a picture"),

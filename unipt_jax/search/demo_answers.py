@@ -20,7 +20,6 @@ from unipt_jax.search.words import Words, tinted
 MOST = 50  # answers to one question
 LONGEST = 1000  # letters of a sentence
 TRAIL = 20  # answers that one can go back to
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # of an uploaded picture
 ERROR = "error"
 logger = logging.getLogger(__name__)
 
@@ -186,23 +185,14 @@ def count(k: float) -> int:
 def opened(encoded: bytes) -> Image.Image:
     """An uploaded file as an upright RGB picture.
 
-    Raises UserError for what is damaged, no picture of a common kind
-    (others would let PIL start programs), or larger than any person's.
+    Raises UserError for what is damaged, no picture of a common kind, or larger than
+    any person's.
     """
     try:
-        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > images.LARGEST_PIXELS:
-                raise UserError(
-                    f"The picture has {width} x {height} pixels; pick a smaller one."
-                )
-            return images.upright_rgb(image)
-    except (UserError, MemoryError):
-        raise
-    except Exception as error:  # whatever PIL says of a damaged file
+        return images.upright(encoded)
+    except OSError as error:
         raise UserError(
-            f"This cannot be read as a picture; pick a {', '.join(FORMATS[:-1])} or "
-            f"{FORMATS[-1]} file."
+            f"This cannot be read as a picture ({error}); pick another one."
         ) from error
 
 
