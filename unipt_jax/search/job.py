@@ -224,8 +224,9 @@ def _announce(config: Any, encoder: Encoder, batch_size: int) -> None:
         "boxes": config.boxes or "none: each picture is one person",
         "model": encoder.name,
         "pictures": f"{height}x{width}, fit {encoder.fit}",
-        "embeddings": ", ".join(
-            filter(None, [f"{encoder.model.width} numbers", config.dtype])
+        "embeddings": f"{encoder.model.width} numbers, "
+        + (
+            config.dtype or f"{indexes.DTYPES[0]} unless the index is there with others"
         ),
         "devices": f"{encoder.mesh.size} ({jax.devices()[0].device_kind}), "
         f"{batch_size} pictures at a time",
