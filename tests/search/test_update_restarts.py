@@ -35,17 +35,10 @@ def whole(one, place):
 
 
 @pytest.fixture(autouse=True)
-def each_batch(monkeypatch):
+def each_batch(monkeypatch, embedded):
     """Each batch is a part; how many pictures it embeds."""
     monkeypatch.setattr(work, "SECONDS", -1.0)
-    real, counts = work.Work._embed, []
-
-    def embed(self, pixels, wanted):
-        counts.append(int(wanted.sum()))
-        return real(self, pixels, wanted)
-
-    monkeypatch.setattr(work.Work, "_embed", embed)
-    return counts
+    return embedded
 
 
 def assert_equal(folder, expected):

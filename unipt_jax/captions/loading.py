@@ -1,8 +1,8 @@
 """Images read ahead by threads: numbers in, batches of pixels and what is known out."""
 
-import collections
-import concurrent.futures
+import contextlib
 import dataclasses
+import functools
 import threading
 from collections.abc import Iterator, Sequence
 
@@ -13,8 +13,6 @@ from unipt_jax.captions.pictures import Pictures
 from unipt_jax.data import folders, images
 from unipt_jax.data.records import PersonRecord
 from unipt_jax.errors import UserError
-
-AHEAD = 3  # batches that are read while one is decided about
 
 
 @dataclasses.dataclass
@@ -85,25 +83,13 @@ class Loader:
 
     def batches(self, groups: Sequence[np.ndarray]) -> Iterator[Loaded]:
         """Groups of image numbers, at most a batch each, read ahead."""
-        pool = concurrent.futures.ThreadPoolExecutor(self.threads)
-        waiting: collections.deque = collections.deque()
-
-        def collect() -> Loaded:
-            pixels = np.zeros((self.batch_size, *self.size, 3), np.uint8)
-            rows = []
-            for place, future in enumerate(waiting.popleft()):
-                row, image = future.result()
-                rows.append(row)
-                if image is not None:
-                    pixels[place] = image
-            return Loaded(pixels, rows)
-
-        try:
-            for group in groups:
-                waiting.append([pool.submit(self.row, int(i)) for i in group])
-                if len(waiting) > AHEAD:
-                    yield collect()
-            while waiting:
-                yield collect()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        reads = (
+            [functools.partial(self.row, int(i)) for i in group] for group in groups
+        )
+        with contextlib.closing(folders.read_ahead(reads, self.threads)) as found:
+            for rows in found:
+                pixels = np.zeros((self.batch_size, *self.size, 3), np.uint8)
+                for place, (_, image) in enumerate(rows):
+                    if image is not None:
+                        pixels[place] = image
+                yield Loaded(pixels, [row for row, _ in rows])

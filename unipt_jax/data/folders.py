@@ -1,13 +1,16 @@
 """Pictures in folders: which files there are, and reading them from a store that may fail."""
 
+import collections
+import concurrent.futures
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from unipt_jax.data.images import SUFFIXES
 from unipt_jax.errors import UserError, of_the_file
 
+AHEAD = 3  # groups that are read while one is used
 TRIES, PAUSE = 4, 2.0  # of reading from a store that fails, and seconds between
 _T = TypeVar("_T")
 
@@ -69,3 +72,28 @@ def patiently(read: Callable[[], _T], store: str) -> _T:
                 ) from error
             time.sleep(PAUSE)
     raise AssertionError("not reached")
+
+
+def read_ahead(
+    groups: Iterable[Iterable[Callable[[], _T]]], threads: int
+) -> Iterator[list[_T]]:
+    """What the reads of each group give, in their order; threads read the next groups.
+
+    What a read raises is raised in its group's turn. Close it where it is left early:
+    then what is not begun is not read.
+    """
+    pool = concurrent.futures.ThreadPoolExecutor(threads)
+    waiting: collections.deque = collections.deque()
+
+    def collect() -> list[_T]:
+        return [future.result() for future in waiting.popleft()]
+
+    try:
+        for group in groups:
+            waiting.append([pool.submit(read) for read in group])
+            if len(waiting) > AHEAD:
+                yield collect()
+        while waiting:
+            yield collect()
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -72,8 +72,8 @@ class Searcher:
         self, pictures: Sequence[Image.Image], k: int = 10
     ) -> list[list[Hit]]:
         """The k best crops of each PIL picture, of any size and mode; see `by_text`."""
-        given = [pictures] if isinstance(pictures, Image.Image | str) else pictures
-        if given is not pictures or not all(isinstance(p, Image.Image) for p in given):
+        one = isinstance(pictures, Image.Image | str)
+        if one or not all(isinstance(each, Image.Image) for each in pictures):
             raise UserError("give a list of PIL pictures, as in [PIL.Image.open(FILE)]")
         self._check(len(pictures), k)
         rows = self._embed(pictures, self.encoder.encode_image, "pictures")

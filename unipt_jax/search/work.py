@@ -1,8 +1,8 @@
 """The work of an update: files and boxes in, the rows of those that can be read out."""
 
 import collections
-import concurrent.futures
 import contextlib
+import functools
 import hashlib
 import itertools
 import os
@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,14 +19,13 @@ from tqdm import tqdm
 
 from unipt_jax import sharding
 from unipt_jax.data import images
-from unipt_jax.data.folders import patiently
+from unipt_jax.data.folders import patiently, read_ahead
 from unipt_jax.data.images import Box
 from unipt_jax.encoder import Encoder
 from unipt_jax.errors import Stopped, UserError
 from unipt_jax.search import scan
 from unipt_jax.search.parts import UNREAD, Parts, Row
 
-AHEAD = 3  # batches that are read while one is embedded
 SECONDS = 10.0  # of work that a kill may cost
 
 
@@ -124,9 +123,11 @@ class Work:
         Raises Stopped after a SIGTERM.
         """
         written = time.monotonic()
-        with _stoppable() as stop, contextlib.closing(self._read_all(groups)) as read:
+        ahead = read_ahead(map(self._reads, groups), self.threads)
+        with _stoppable() as stop, contextlib.closing(ahead) as read:
             try:
-                for group, found in read:
+                for group, files in zip(groups, read, strict=True):
+                    found = list(itertools.chain.from_iterable(files))
                     self._finish(group, found, numbers)
                     bar.update(len(group))
                     if stop or time.monotonic() - written > SECONDS:
@@ -188,26 +189,10 @@ class Work:
             )
         return vectors.astype(self.dtype)
 
-    def _read_all(self, groups) -> Iterator[tuple[list[Item], list[_Read]]]:
-        """Each group with what reading it gave, read ahead by threads."""
-        pool = concurrent.futures.ThreadPoolExecutor(self.threads)
-        waiting: collections.deque = collections.deque()
-
-        def collect() -> tuple[list[Item], list[_Read]]:
-            group, futures = waiting.popleft()
-            return group, [read for future in futures for read in future.result()]
-
-        try:
-            for group in groups:
-                files = itertools.groupby(group, key=lambda item: item.file)
-                jobs = [pool.submit(self._read, list(items)) for _, items in files]
-                waiting.append((group, jobs))
-                if len(waiting) > AHEAD:
-                    yield collect()
-            while waiting:
-                yield collect()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    def _reads(self, group: Sequence[Item]) -> list[Callable[[], list[_Read]]]:
+        """What reads a group: each of its files once."""
+        files = itertools.groupby(group, key=lambda item: item.file)
+        return [functools.partial(self._read, list(items)) for _, items in files]
 
     def _read(self, items: Sequence[Item]) -> list[_Read]:
         """Reads a file once, and of it all these items."""
